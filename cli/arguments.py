@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,37 +12,71 @@ from .errors import UserError
 
 T = TypeVar("T")
 
-_SCREEN_LINES = 24  # above this many options `--help` lists them by section, and `--help-all` one by one
+_SCREEN_LINES = 40  # a longer `--help` lists the settings by section, and `--help-all` one by one
+_TEXT_WIDTH = 110
+_TRUTHS = ("true", "false", "yes", "no", "on", "off")  # what YAML reads as a truth value
 
 
 def parse(cls: type[T], argv: Sequence[str], *, prog: str, doc: str, positional: Sequence[str] = ()) -> T:
     """Returns the settings of type `cls` that a command line spells.
 
-    Every setting is `--dotted.key VALUE` (dashes and underscores alike); those named in `positional` are also taken by
-    position; `--config FILE` is read first.
+    Every setting is `--dotted.key VALUE` or `--dotted.key=VALUE` (dashes and underscores alike; the last one counts); those
+    named in `positional` are also taken by position; a bare `--flag` means true; `--config FILE` is read first.
 
     Raises:
         UserError: for an unknown option or a wrong value, naming the nearest valid one.
         SystemExit: 0 after `--help`.
     """
     known = {leaf.key: leaf for leaf in leaves(cls)}
-    parser = _parser(known, prog, doc, positional)
-    arguments = list(argv)
-    if "--help-all" in arguments:
-        sys.stdout.write(parser.format_help())
+    options_given = argv[: list(argv).index("--")] if "--" in argv else argv
+    if {"--help", "-h", "--help-all"} & set(options_given):
+        sys.stdout.write(_help(known, prog, doc, positional, in_full="--help-all" in options_given))
         raise SystemExit(0)
-    if "--help" in arguments or "-h" in arguments:
-        sys.stdout.write(parser.format_help() if len(known) <= _SCREEN_LINES else _sections(known, prog, doc))
-        raise SystemExit(0)
-    namespace, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        name = unknown[0].split("=", 1)[0]
-        if not name.startswith("-"):
-            raise UserError(f"unexpected argument {name!r}; see {prog} --help")
-        raise UserError(f"unknown option {name}{nearest(name.lstrip('-').replace('-', '_'), list(known))}")
-    values = {key: text for key, text in vars(namespace).items() if key != "config" and text is not None}
-    overrides = {key: known[key].parse(text) for key, text in values.items()}
-    return load(cls, namespace.config, overrides)
+    texts, words = split(argv, known, prog)
+    if len(words) > len(positional):
+        raise UserError(f"unexpected argument {words[len(positional)]!r}; see {prog} --help")
+    for key, word in zip(positional, words, strict=False):
+        if key in texts:
+            raise UserError(f"{key} is given twice: {word!r} by position and --{key}={texts[key]}")
+        texts[key] = word
+    file = texts.pop("config", None)
+    overrides = {key: known[key].parse(text) for key, text in texts.items()}
+    return load(cls, None if file is None else Path(file), overrides)
+
+
+def split(argv: Sequence[str], known: Mapping[str, Leaf], prog: str) -> tuple[dict[str, str], list[str]]:
+    """Returns the texts given to options (key → text, `config` among them) and the words that belong to no option.
+
+    The word after an option is its value unless it begins with two dashes; a flag takes only a truth value as its own. What
+    follows `--` is no option.
+
+    Raises:
+        UserError: for an option that is not in `known`, naming the nearest, and for an option without its value.
+    """
+    texts: dict[str, str] = {}
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return texts, words + rest
+        if not word.startswith("-") or word == "-":
+            words.append(word)
+            continue
+        option, equals, text = word.partition("=")
+        key = option.removeprefix("--").replace("-", "_")
+        if key not in known and key != "config":
+            raise UserError(f"unknown option {option}{nearest(key, list(known))}")
+        if not equals:
+            is_flag = key in known and known[key].is_flag
+            if is_flag and not (rest and rest[0].lower() in _TRUTHS):
+                text = "true"
+            elif not rest or rest[0].startswith("--"):
+                raise UserError(f"{option}: a value must follow; see {prog} --help")
+            else:
+                text = rest.pop(0)
+        texts[key] = text
+    return texts, words
 
 
 def options(cls: type[Any]) -> list[str]:
@@ -50,50 +84,44 @@ def options(cls: type[Any]) -> list[str]:
     return [f"--{leaf.key} {_show(leaf)}".rstrip() for leaf in leaves(cls)]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see {self.prog} --help")
+def _help(known: Mapping[str, Leaf], prog: str, doc: str, positional: Sequence[str], *, in_full: bool) -> str:
+    words = "".join(f" {key.upper()}" if known[key].default is dataclasses.MISSING else f" [{key.upper()}]" for key in positional)
+    usage = f"{prog}{words} [--config FILE] [--setting VALUE …]"
+    full = _one_by_one(known, usage, doc)
+    return full if in_full or full.count("\n") <= _SCREEN_LINES else _by_section(known, usage, doc)
 
 
-def _parser(known: dict[str, Leaf], prog: str, doc: str, positional: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False)
-    for key in positional:
-        parser.add_argument(key, nargs="?", metavar=key.upper(), help=_help(known[key]), default=None)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; options override it")
+def _one_by_one(known: Mapping[str, Leaf], usage: str, doc: str) -> str:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(usage=usage.replace("%", "%%"), description=doc, formatter_class=formatter, add_help=False)
+    group = parser.add_argument_group("settings")
+    group.add_argument("--config", metavar="FILE", help="YAML file of settings; options override it")
     for key, leaf in known.items():
-        names = {f"--{key}", f"--{key.replace('_', '-')}"}
-        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.is_flag else {}
-        shown = "" if key in positional else _help(leaf)
-        spelled = sorted(names, key=lambda name: "_" in name)  # dashes first: the form that help shows
-        parser.add_argument(*spelled, dest=key, metavar="VALUE", help=shown or argparse.SUPPRESS, default=argparse.SUPPRESS, **flag)
-    return parser
+        text = " ".join(leaf.doc.split())
+        shown = f"{text} ({_show(leaf)})" if _show(leaf) else text
+        nargs = "?" if leaf.is_flag else None
+        group.add_argument(f"--{key.replace('_', '-')}", metavar="VALUE", nargs=nargs, help=shown.replace("%", "%%"))
+    return parser.format_help()
 
 
-def _help(leaf: Leaf) -> str:
-    doc = " ".join(leaf.doc.split()).replace("%", "%%")
-    return f"{doc} ({_show(leaf).replace('%', '%%')})" if _show(leaf) else doc
+def _by_section(known: Mapping[str, Leaf], usage: str, doc: str) -> str:
+    sections: dict[str, list[str]] = {}
+    for key in known:
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, []).append(name)
+    width = max(map(len, sections)) + 2
+    lines = [f"usage: {usage}", "", doc.strip(), "", "settings (--help-all explains each):"]
+    for section, names in sections.items():
+        rows = [""]
+        for name in names:
+            if len(rows[-1]) + len(name) > _TEXT_WIDTH - width:
+                rows.append("")
+            rows[-1] += name + " "
+        lines += [f"  {section + '.' if section and i == 0 else '':<{width}}{row.rstrip()}" for i, row in enumerate(rows)]
+    return "\n".join(lines) + "\n"
 
 
 def _show(leaf: Leaf) -> str:
     if leaf.default is dataclasses.MISSING:
         return "required"
     return "" if leaf.default is None else f"default: {leaf.default}"
-
-
-def _sections(known: dict[str, Leaf], prog: str, doc: str) -> str:
-    sections: dict[str, list[str]] = {}
-    for key in known:
-        section, _, name = key.rpartition(".")
-        sections.setdefault(section, []).append(name)
-    width = max(map(len, sections)) + 2
-    lines = [f"usage: {prog} --config FILE [--section.key VALUE …]", "", doc.strip(), "", "settings (--help-all explains each):"]
-    for section, names in sections.items():
-        text, row = [], ""
-        for name in names:
-            if len(row) + len(name) > 110 - width:
-                text.append(row)
-                row = ""
-            row += name + " "
-        text.append(row)
-        lines += [f"  {(section + '.') if section and i == 0 else '':<{width}}{row.rstrip()}" for i, row in enumerate(text)]
-    return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -50,7 +50,12 @@ class Leaf:
     def parse(self, text: str) -> Any:
         """Returns the value that `text` spells for this setting: YAML where that fits the type, else the text itself."""
         adapter = TypeAdapter(self.annotation)
-        spelled = _yaml_value(text, f"--{self.key}")
+        try:
+            spelled = yaml.load(text, _Loader)
+        except yaml.YAMLError:  # `*.jpg`, `[a`: text that is no YAML is just text
+            spelled = text
+        # Where YAML sees a string, the text is meant as it stands: `run #2` is no comment on a command line.
+        spelled = text if isinstance(spelled, str) else spelled
         for value in (spelled, text):
             try:
                 adapter.validate_json(json.dumps(value, default=str), strict=True)
@@ -60,17 +65,18 @@ class Leaf:
         return spelled
 
 
-def leaves(cls: type[Any], prefix: str = "") -> Iterator[Leaf]:
-    """Yields every setting of a settings class, depth first, in the order of declaration."""
-    hints = get_type_hints(cls, include_extras=True)
+def leaves(cls: type[Any], prefix: str = "", base: Any = None) -> Iterator[Leaf]:
+    """Yields every setting of a settings class, depth first, in the order of declaration.
+
+    Where an object `base` of that class is the default of a whole section, its values are the defaults.
+    """
     described = cls.__pydantic_fields__
-    for field in dataclasses.fields(cls):
-        annotation, key = hints[field.name], prefix + field.name
+    for name, annotation, default in _fields(cls, base):
         nested = _nested(annotation)
         if nested is not None:
-            yield from leaves(nested, key + ".")
+            yield from leaves(nested, f"{prefix}{name}.", default)
         else:
-            yield Leaf(key, annotation, _default(field), described[field.name].description or "")
+            yield Leaf(prefix + name, annotation, default, described[name].description or "")
 
 
 def load(cls: type[T], file: Path | None, overrides: Mapping[str, Any]) -> T:
@@ -88,8 +94,12 @@ def load(cls: type[T], file: Path | None, overrides: Mapping[str, Any]) -> T:
 def build(cls: type[T], tree: Mapping[str, Any], source: str) -> T:
     """Returns `cls` made from a nested mapping; `source` is named in the error."""
     try:
+        text = json.dumps(_over_defaults(cls, tree), default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # a YAML anchor inside itself, a key that is a list
+        raise UserError(f"{source}: not a plain tree of settings: {error}") from None
+    try:
         # JSON mode is strict about types yet turns a list into a tuple and a string into a Path.
-        built: T = TypeAdapter(cls).validate_json(json.dumps(tree, default=str), strict=True)
+        built: T = TypeAdapter(cls).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         raise UserError("\n".join([f"{source} is not valid:", *_explain(error, cls)])) from None
     problems = list(_problems(built, ""))
@@ -111,9 +121,27 @@ def to_yaml(config: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as a string; this loader reads it as the number that everybody means."""
+    """YAML 1.1, but for three things: `1e-3` is a number, there are no dates, and a key given twice is an error."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Returns the node of a mapping.
+
+        Raises:
+            ConstructorError: for a key given twice, of which YAML would drop the first in silence.
+        """
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$"),
@@ -145,10 +173,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for part in path[:-1]:
-        child = tree.get(part)
-        if not isinstance(child, dict):
-            child = tree[part] = {}
-        tree = child
+        if tree.get(part) is None:
+            tree[part] = {}
+        if not isinstance(tree[part], dict):
+            return  # the file holds a value where a section belongs: `build` reports that
+        tree = tree[part]
     tree[path[-1]] = value
 
 
@@ -162,22 +191,58 @@ def _nested(annotation: Any) -> type[Any] | None:
 
 
 def _default(field: Any) -> Any:
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-        return value.default if isinstance(value, pydantic.fields.FieldInfo) else value
+    value = field.default
+    if isinstance(value, pydantic.fields.FieldInfo):
+        return dataclasses.MISSING if value.is_required() else value.get_default(call_default_factory=True, validated_data={})
+    if value is not dataclasses.MISSING:
+        return value
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
 
 
-def _explain(error: pydantic.ValidationError, cls: type[Any]) -> Iterator[str]:
-    known = [leaf.key for leaf in leaves(cls)]
+def _fields(cls: type[Any], base: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (name, annotation, default) of each field; where `base` is an object of the class, it holds the defaults."""
+    hints = get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        default = getattr(base, field.name) if dataclasses.is_dataclass(base) else _default(field)
+        yield field.name, hints[field.name], default
+
+
+def _over_defaults(cls: type[Any], tree: Mapping[str, Any], base: Any = None) -> dict[str, Any]:
+    """Returns `tree` with what its sections leave out taken from the section's default object, as help says, not from its class."""
+    filled = dict(tree)
+    plain = dump(base) if dataclasses.is_dataclass(base) else {}
+    for name, annotation, default in _fields(cls, base):
+        nested = _nested(annotation)
+        if name not in filled and name in plain:
+            filled[name] = plain[name]
+        elif nested is not None and isinstance(filled.get(name), Mapping):
+            filled[name] = _over_defaults(nested, filled[name], default)
+    return filled
+
+
+def _explain(error: pydantic.ValidationError, cls: type[Any]) -> list[str]:
+    known = {leaf.key: leaf for leaf in leaves(cls)}
+    lines: dict[str, None] = {}
     for item in error.errors(include_url=False):
-        key = ".".join(str(part) for part in item["loc"])
+        path = [str(part) for part in item["loc"]]
+        # Of a setting of several types pydantic names the one it tried, after the key: that is no part of the key.
+        union = next((i for i in range(len(path)) if _is_union(known.get(".".join(path[:i])))), len(path))
+        key = ".".join(path[:union])
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            yield f"  {key}: unknown setting{nearest(key, known)}"
+            line = f"  {key}: unknown setting{nearest(key, list(known))}"
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-            yield f"  {key}: required, and not given"
+            line = f"  {key}: required, and not given"
         else:
-            yield f"  {key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            line = f"  {key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        lines[line] = None
+    return list(lines)
+
+
+def _is_union(leaf: Leaf | None) -> bool:
+    if leaf is None:
+        return False
+    plain = get_args(leaf.annotation)[0] if get_origin(leaf.annotation) is Annotated else leaf.annotation
+    return get_origin(plain) in (Union, types.UnionType)
 
 
 def nearest(key: str, known: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The `bamboo` command: `bamboo VERB …`; a verb's package is imported only when that verb is called."""
 
+import errno
 import importlib
 import sys
 import traceback
@@ -32,16 +33,16 @@ def usage() -> str:
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Runs one verb and returns its exit code; an explained error is printed without a traceback."""
-    entry: Callable[[Sequence[str]], int] = importlib.import_module(VERBS[verb][0]).main
     try:
+        entry: Callable[[Sequence[str]], int] = importlib.import_module(VERBS[verb][0]).main  # seconds, where it is torch
         return entry(argv)
     except BambooError as error:
         sys.stderr.write(f"bamboo {verb}: {error}\n")
         return error.exit_code
     except OSError as error:  # disk full, read-only, permission: the message names the file
+        if error.filename is None and error.errno != errno.ENOSPC:
+            traceback.print_exc()  # a broken pipe, a refused connection: the message alone does not say whose
         sys.stderr.write(f"bamboo {verb}: {error}\n")
-        if error.filename is None and error.errno is None:
-            traceback.print_exc()
         return EXIT_FAILURE
     except KeyboardInterrupt:
         sys.stderr.write(f"bamboo {verb}: interrupted\n")

@@ -37,8 +37,11 @@ class Progress:
 
     def resume(self, done: int) -> None:
         """Counts work that an earlier run had done; it does not enter the rate."""
-        self._resumed = done
-        self.advance(done)
+        self._resumed += done
+        self._done += done
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = self._done
+            self._bar.refresh()
 
     def advance(self, count: int = 1) -> None:
         """Counts `count` more units."""

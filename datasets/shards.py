@@ -1,5 +1,6 @@
 """A shard folder, opened: random access to the samples of WebDataset tars through their index."""
 
+import functools
 import os
 import tarfile
 from pathlib import Path
@@ -56,12 +57,12 @@ class Shards:
         """int64[S] samples per shard; samples are numbered through the shards in order."""
         return np.array([entry.num_samples for entry in self.manifest.shards], np.int64)
 
-    @property
+    @functools.cached_property
     def labels(self) -> npt.NDArray[np.int64]:
         """int64[N] class ids (-1: none; the first label of a multi-label sample)."""
         return self.index.single_labels()
 
-    @property
+    @functools.cached_property
     def class_names(self) -> list[str]:
         """Class names by class id."""
         return [entry.name for entry in self.manifest.classes]

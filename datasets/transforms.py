@@ -1,0 +1,92 @@
+"""Crops and resizes on uint8 pixels, in the decoder's own layout (channels-last strides), with antialiasing.
+
+Letters: H W source, S output side.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+NUM_DRAWS = 23  # uniforms a training view takes: (area, ratio) per attempt, two for the place, one for the flip
+_ATTEMPTS = 10
+
+
+class View(Protocol):
+    """What turns a decoded image into a fixed-size one: uint8[3, H, W] and its draws in [0, 1) → uint8[3, S, S]."""
+
+    size: int
+
+    def __call__(self, image: torch.Tensor, draws: Sequence[float]) -> torch.Tensor:
+        """Returns the view of one image."""
+
+
+class TrainView:
+    """Random-resized crop and horizontal flip (the parameters' law is torchvision's `RandomResizedCrop`)."""
+
+    def __init__(
+        self, size: int, *, scale: tuple[float, float], ratio: tuple[float, float], flip: float, interpolation: Interpolation
+    ) -> None:
+        self.size, self.scale, self.ratio, self.flip, self.interpolation = size, scale, ratio, flip, interpolation
+
+    def __call__(self, image: torch.Tensor, draws: Sequence[float]) -> torch.Tensor:
+        """Returns uint8[3, S, S]; `draws` are `NUM_DRAWS` uniforms."""
+        top, left, height, width = crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, draws)
+        view = resize(image[:, top : top + height, left : left + width], self.size, self.size, self.interpolation)
+        return view.flip(2) if draws[-1] < self.flip else view
+
+
+class EvalView:
+    """Resize of the short side to size / crop_fraction, then the centre crop (torchvision's `Resize` and `CenterCrop`)."""
+
+    def __init__(self, size: int, *, crop_fraction: float, interpolation: Interpolation) -> None:
+        self.size, self.crop_fraction, self.interpolation = size, crop_fraction, interpolation
+
+    def __call__(self, image: torch.Tensor, draws: Sequence[float] = ()) -> torch.Tensor:
+        """Returns uint8[3, S, S]; takes no draws."""
+        short = max(math.floor(self.size / self.crop_fraction), self.size)
+        height, width = fit_short_side(image.shape[1], image.shape[2], short)
+        resized = resize(image, height, width, self.interpolation)
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        return resized[:, top : top + self.size, left : left + self.size]
+
+
+def fit_short_side(height: int, width: int, short: int) -> tuple[int, int]:
+    """Returns (height, width) scaled so that the shorter is `short`; the longer is truncated, as torchvision truncates it."""
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def crop_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Returns (top, left, height, width) of a random-resized crop.
+
+    Up to ten attempts: area = HW · U(scale), aspect = exp(U(log ratio)); the first box that fits is placed uniformly. If none fits,
+    the largest centred box within the ratio's bounds. `draws`: two per attempt, then two for the place.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for attempt in range(_ATTEMPTS):
+        area = height * width * (scale[0] + draws[2 * attempt] * (scale[1] - scale[0]))
+        aspect = math.exp(low + draws[2 * attempt + 1] * (high - low))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(draws[2 * _ATTEMPTS] * (height - box_height + 1))
+            left = int(draws[2 * _ATTEMPTS + 1] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_width, box_height = min(width, max(round(height * aspect), 1)), min(height, max(round(width / aspect), 1))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def resize(image: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
+    """Returns uint8[3, height, width] by antialiased interpolation; the image itself where the size is right already."""
+    if image.shape[1:] == (height, width):
+        return image
+    batch = image[None]
+    resized = torch.nn.functional.interpolate(batch, (height, width), mode=interpolation, antialias=True, align_corners=False)
+    return resized[0]

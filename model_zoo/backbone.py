@@ -1,0 +1,184 @@
+"""The backbone: one object that probe, growth and detection share, whatever file or name it came from.
+
+Letters: B batch, S image side, D width, C channels, h w feature-map sides.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+from ..cli.config import nearest
+from ..cli.errors import DataError, UserError
+from .export import WEIGHTS_NAME, Card, read_card, read_weights, weights_hash
+from .preprocessing import Normalize, Preprocessing
+
+Precision = Literal["fp32", "bf16"]
+
+CHECKPOINT_FORMS = "a run folder, a .safetensors file, timm:NAME (pretrained), untrained:NAME, untrained:RUN or pixels:SIZE"
+
+
+class Backbone:
+    """A frozen feature extractor with its preprocessing and the hash of its weights.
+
+    `features` and `feature_maps` take uint8[B, S, S, 3], as the stream's batches hold them, on the backbone's device.
+    """
+
+    def __init__(self, name: str, module: torch.nn.Module, preprocessing: Preprocessing, num_features: int) -> None:
+        self.name, self.module, self.preprocessing, self.num_features = name, module.eval(), preprocessing, num_features
+        self.checkpoint_hash = weights_hash(module.state_dict()) if module.state_dict() else name
+        self._normalize = Normalize(preprocessing)
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> "Backbone":
+        """Moves the backbone, channels-last, and returns it."""
+        self.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self._normalize.to(device)
+        self.device = device
+        return self
+
+    @torch.inference_mode()
+    def features(self, images: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
+        """Returns pooled features, float32[B, D]."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            pooled: torch.Tensor = self.module(self._normalize(images))
+        return pooled.float()
+
+    @torch.inference_mode()
+    def feature_maps(self, images: torch.Tensor, indices: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """Returns feature maps, float32[B, C, h, w] each, of the stages (ResNet) or blocks (ViT) `indices`; None: all of them."""
+        forward = getattr(self.module, "forward_intermediates", None)
+        if forward is None:
+            raise UserError(f"{self.name}: has no feature maps")
+        wanted = None if indices is None else list(indices)
+        maps: list[torch.Tensor] = forward(self._normalize(images), indices=wanted, intermediates_only=True, output_fmt="NCHW")
+        return maps
+
+
+class Pixels(torch.nn.Module):
+    """The baseline that learned nothing: the pixels themselves, [B, 3, S, S] → [B, 3·S·S]."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the flattened images."""
+        return images.flatten(1)
+
+
+def open_backbone(checkpoint: str, *, seed: int = 0, image_size: int | None = None) -> Backbone:
+    """Returns the backbone that `checkpoint` names.
+
+    Args:
+        checkpoint: a run folder, a `.safetensors` file with its card beside it, `timm:NAME` (timm's pretrained weights),
+            `untrained:NAME` or `untrained:RUN` (the same network and preprocessing, fresh weights from `seed`), `pixels:SIZE`.
+        image_size: overrides the preprocessing's image side, in pixels.
+
+    Raises:
+        UserError: when the name is of none of these forms or does not exist.
+        DataError: when files are damaged, or any tensor of the backbone is missing, superfluous or of another shape.
+    """
+    form, _, rest = checkpoint.partition(":")
+    if form == "pixels":
+        if not rest.isdecimal() or not 1 <= int(rest) <= 1024:
+            raise UserError(f"checkpoint={checkpoint}: pixels:SIZE takes a side of 1 to 1024 pixels")
+        size = image_size or int(rest)
+        return Backbone(f"pixels:{size}", Pixels(), Preprocessing(image_size=size, crop_fraction=1.0), 3 * size * size)
+    if form == "timm":
+        return _from_timm(rest, image_size, pretrained=True)
+    if form == "untrained":
+        torch.manual_seed(seed)
+        card = read_card(_weights_path(rest)) if Path(rest).exists() else None
+        backbone = _from_timm(rest, image_size, pretrained=False) if card is None else _from_card(card, card.architecture, image_size)
+        backbone.name = f"untrained:{backbone.name} (seed {seed})"
+        return backbone
+    return _from_file(_weights_path(checkpoint), image_size)
+
+
+def create_model(architecture: str, **options: Any) -> torch.nn.Module:
+    """Returns timm's model of that name.
+
+    Raises:
+        UserError: naming the nearest model when there is none of that name, or when timm refuses the options.
+    """
+    if not timm.is_model(architecture):
+        raise UserError(f"model={architecture}: timm knows no such model{nearest(architecture, timm.list_models())}")
+    try:
+        return cast(torch.nn.Module, timm.create_model(architecture, **options))
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"model={architecture} with {options}: {error}") from None
+
+
+def run_weights(run: Path) -> Path:
+    """Returns where a run folder keeps its exported weights."""
+    return run / "export" / WEIGHTS_NAME
+
+
+def _weights_path(checkpoint: str) -> Path:
+    path = Path(checkpoint)
+    if path.is_dir():
+        for candidate in (run_weights(path), path / WEIGHTS_NAME):
+            if candidate.exists():
+                return candidate
+        raise UserError(f"checkpoint={checkpoint}: holds no {WEIGHTS_NAME} (an unfinished run? bamboo pretrain exports when it ends)")
+    if path.suffix == ".safetensors" and path.exists():
+        return path
+    raise UserError(f"checkpoint={checkpoint}: no such file or folder; give {CHECKPOINT_FORMS}")
+
+
+def _from_file(path: Path, image_size: int | None) -> Backbone:
+    card = read_card(path)
+    if card is None:
+        raise UserError(f"checkpoint={path}: no model.json beside it says which architecture it is")
+    tensors = read_weights(path)
+    run = path.parent.parent.name if path.parent.name == "export" else path.stem
+    backbone = _from_card(card, run, image_size)
+    _load_all(backbone.module, tensors, path)
+    backbone.checkpoint_hash = weights_hash(backbone.module.state_dict())
+    return backbone
+
+
+def _from_card(card: Card, name: str, image_size: int | None) -> Backbone:
+    options = dict(card.model_args)
+    preprocessing = card.preprocessing
+    if image_size is not None and image_size != preprocessing.image_size:
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+        if "img_size" in options:
+            options["img_size"] = image_size
+    module = create_model(card.architecture, num_classes=0, **options)
+    return Backbone(name, module, preprocessing, int(cast(Any, module).num_features))
+
+
+def _from_timm(name: str, image_size: int | None, *, pretrained: bool) -> Backbone:
+    try:
+        module = create_model(name, pretrained=pretrained, num_classes=0)
+    except (OSError, RuntimeError) as error:  # no network, no such weights
+        raise UserError(f"checkpoint=timm:{name}: its weights cannot be had: {error}") from None
+    wanted = resolve_model_data_config(module)
+    preprocessing = Preprocessing(
+        image_size=image_size or wanted["input_size"][-1],
+        mean=tuple(wanted["mean"]),
+        std=tuple(wanted["std"]),
+        interpolation=wanted["interpolation"] if wanted["interpolation"] in ("bilinear", "bicubic") else "bicubic",
+        crop_fraction=wanted["crop_pct"],
+    )
+    return Backbone(name, module, preprocessing, int(cast(Any, module).num_features))
+
+
+def _load_all(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads every tensor of the backbone; the classifier's are dropped, anything else left over is an error that lists it."""
+    wanted = module.state_dict()
+    classifier = cast(Any, module).pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    given = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(f"{head}." for head in heads))}
+    faults = [f"missing: {name}" for name in wanted if name not in given]
+    faults += [f"not part of the model: {name}" for name in given if name not in wanted]
+    faults += [
+        f"{name}: shape {tuple(given[name].shape)}, the model has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    if faults:
+        raise DataError("\n  ".join([f"{path}: {len(faults)} tensors do not match:", *faults[:20], *(["…"] if len(faults) > 20 else [])]))
+    module.load_state_dict(given)

@@ -1,0 +1,215 @@
+"""Feature folders: a backbone's pooled features of a dataset, computed once.
+
+One folder per (checkpoint hash, preprocessing, data hash, precision), named by their digest: `features.npy` (N × D; float32, or
+float16 for a bf16 forward), `labels.npy` (int64[N]), `manifest.json`, written last. While it is being made it holds `part-*.npy`
+of 4,096 rows; ranks own disjoint parts, and a killed run goes on with the parts that are missing.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.lib.format
+import numpy.typing as npt
+import timm
+import torch
+
+from ..cli.errors import DataError, UserError
+from ..cli.progress import Progress
+from ..datasets.atomic import atomic_file, sha256_file, sha256_json, write_json
+from ..datasets.stores import ImageStore
+from ..datasets.stream import EvalBatches, load_batches
+from .backbone import Backbone, Precision
+from .ranks import Ranks
+
+PART_ROWS = 4096
+
+Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureFolder:
+    """A finished feature folder; `features` is a memory map."""
+
+    path: Path
+    features: Matrix
+    labels: npt.NDArray[np.int64]
+    manifest: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """How features are computed: part of the folder's identity only as far as it changes the numbers."""
+
+    precision: Precision = "bf16"
+    batch_size: int = 256
+    workers: int = 1
+
+
+def extract_features(
+    backbone: Backbone,
+    store: ImageStore,
+    cache: Path,
+    *,
+    precision: Precision,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    what: str,
+    ranks: Ranks | None = None,
+) -> FeatureFolder:
+    """Returns the features of all samples of `store`, from `cache` where they are already.
+
+    Args:
+        cache: the folder that holds feature folders.
+        what: name of the data, for the progress bar.
+        ranks: the processes that share the work; all of them return the same folder.
+
+    Raises:
+        DataError: for an unreadable image, or features beyond float16's range.
+    """
+    ranks = ranks or Ranks(0, 0, 1, device)
+    identity = _identity(backbone, store, precision)
+    folder = cache / f"{_file_name(backbone.name)}-{sha256_json(identity)[:16]}"
+    finished = _read_finished(folder, identity) if ranks.from_first(str(_is_finished(folder))) == "True" else None
+    if finished is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        how = Extraction(precision=precision, batch_size=batch_size, workers=workers)
+        _make_parts(backbone.to(device), store, folder, how, ranks, what)
+        ranks.barrier()
+        if ranks.is_first:
+            _join_parts(folder, store, identity)
+        ranks.barrier()
+        finished = _read_finished(folder, identity)
+    return finished
+
+
+def read_features(folder: Path) -> FeatureFolder:
+    """Returns a finished feature folder, whoever made it.
+
+    Raises:
+        UserError: when it is none, or unfinished.
+        DataError: when its files do not match its manifest.
+    """
+    if not _is_finished(folder):
+        raise UserError(f"{folder}: not a finished feature folder; make one with: bamboo features")
+    return _read_finished(folder, None)
+
+
+def _identity(backbone: Backbone, store: ImageStore, precision: Precision) -> dict[str, Any]:
+    return {
+        "checkpoint": backbone.checkpoint_hash,
+        "preprocessing": dataclasses.asdict(backbone.preprocessing),
+        "data": store.data_hash,
+        "precision": precision,
+    }
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()
+
+
+def _read_finished(folder: Path, identity: dict[str, Any] | None) -> FeatureFolder:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if identity is not None and sha256_json(manifest["identity"]) != sha256_json(identity):
+            raise DataError(f"{folder}: made from something else than its name says; remove it and run again")
+        if list(features.shape) != manifest["shape"] or len(labels) != len(features):
+            raise DataError(f"{folder}: features are {features.shape}, the manifest says {manifest['shape']}; remove it and run again")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: damaged ({error}); remove it and run again") from None
+    return FeatureFolder(folder, features, labels, manifest)
+
+
+def _make_parts(backbone: Backbone, store: ImageStore, folder: Path, how: Extraction, ranks: Ranks, what: str) -> None:
+    """Computes the parts that are missing and ours: every `world_size`-th of them."""
+    num_parts = -(-len(store) // PART_ROWS)
+    missing = [part for part in range(num_parts) if not _part_path(folder, part).exists()]
+    mine = missing[ranks.rank :: ranks.world_size]
+    with Progress(len(store), f"features of {what}", enabled=ranks.is_first) as progress:
+        progress.resume(len(store) - sum(_part_size(store, part) for part in missing))
+        for part in mine:
+            rows = _Rows(store, part * PART_ROWS, _part_size(store, part))
+            batches = EvalBatches(rows, backbone.preprocessing.view, min(how.batch_size, len(rows)))
+            computed = []
+            for batch in load_batches(batches, range(len(batches)), workers=how.workers, pin=backbone.device.type == "cuda"):
+                features = backbone.features(batch.images.to(backbone.device, non_blocking=True), how.precision)
+                computed.append(features.cpu()[batch.valid])
+                progress.advance(int(batch.valid.sum()) * ranks.world_size)
+            _write_part(_part_path(folder, part), torch.cat(computed).numpy(), how.precision)
+
+
+def _write_part(path: Path, features: npt.NDArray[np.float32], precision: Precision) -> None:
+    if not np.isfinite(features).all():
+        raise DataError(f"{path.parent.name}: the backbone gives features that are not finite")
+    stored: Matrix = features
+    if precision == "bf16":
+        with np.errstate(over="ignore"):
+            stored = features.astype(np.float16)
+        if not np.isfinite(stored).all():
+            raise DataError(f"{path.parent.name}: features reach {np.abs(features).max():.3g}, over float16's 65504; use precision=fp32")
+    with atomic_file(path) as file:
+        np.save(file, stored)
+
+
+def _join_parts(folder: Path, store: ImageStore, identity: dict[str, Any]) -> None:
+    """Writes features.npy from the parts, block by block, then labels.npy, then the manifest; then the parts go."""
+    parts = [_part_path(folder, part) for part in range(-(-len(store) // PART_ROWS))]
+    first = np.load(parts[0], mmap_mode="r", allow_pickle=False)
+    shape = (len(store), first.shape[1])
+    with atomic_file(folder / "features.npy") as file:
+        header = {"descr": numpy.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+        numpy.lib.format.write_array_header_1_0(file, header)
+        for path in parts:
+            file.write(np.load(path, allow_pickle=False).tobytes())
+    with atomic_file(folder / "labels.npy") as file:
+        np.save(file, np.asarray(store.labels))
+    manifest = {
+        "format": "bamboo-features",
+        "version": 1,
+        "identity": identity,
+        "shape": list(shape),
+        "dtype": str(first.dtype),
+        "classes": store.class_names,
+        "features_sha256": sha256_file(folder / "features.npy"),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+    }
+    write_json(folder / "manifest.json", manifest)
+    for path in parts:
+        path.unlink()
+
+
+class _Rows:
+    """A stretch of a store, as a store."""
+
+    def __init__(self, store: ImageStore, start: int, count: int) -> None:
+        self._store, self._start, self._count = store, start, count
+        self.labels = store.labels[start : start + count]
+        self.class_names, self.data_hash = store.class_names, store.data_hash
+
+    def __len__(self) -> int:
+        return self._count
+
+    def load(self, sample: int) -> torch.Tensor:
+        return self._store.load(self._start + sample)
+
+    def name(self, sample: int) -> str:
+        return self._store.name(self._start + sample)
+
+
+def _part_path(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:06d}.npy"
+
+
+def _part_size(store: ImageStore, part: int) -> int:
+    return min(PART_ROWS, len(store) - part * PART_ROWS)
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name).replace(os.sep, "-")[:60]

@@ -1,0 +1,74 @@
+"""The processes of one job: who we are among them, and the few words we exchange."""
+
+import dataclasses
+import os
+
+import torch
+import torch.distributed as dist
+
+from ..cli.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size`; a single process needs no process group."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, the one that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns the tensor summed over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def from_first(self, value: str) -> str:
+        """Returns rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def close(self) -> None:
+        """Ends the process group."""
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def start_ranks(device: str = "auto") -> Ranks:
+    """Joins the job that torchrun's environment describes (none: a single process) and returns this process's place in it.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+
+    Raises:
+        UserError: when CUDA is asked for and there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device}: allowed are auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine has no CUDA device; use device=cpu or auto")
+    rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
+    cuda = device != "cpu" and torch.cuda.is_available()
+    place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(place)
+    if world_size > 1:
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
+    return Ranks(rank, local_rank, world_size, place)
+
+
+_TORCHRUN = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))

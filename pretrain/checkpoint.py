@@ -1,0 +1,157 @@
+"""Checkpoints: the whole state of a run after a step, in a folder that is there whole or not at all.
+
+    checkpoints/
+        step-00001200/  model.safetensors  ema.safetensors?  optimizer.pt  state.json  (sizes and hashes of the other files)
+        latest          the newest one's name, moved last
+
+`optimizer.pt` is read with weights-only loading; nothing else is a pickle.
+"""
+
+import dataclasses
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..cli.errors import DataError
+from ..datasets.atomic import fsync_folder, publish_folder, sha256_file, write_bytes, write_text
+from ..model_zoo.export import contiguous, read_weights
+
+FORMAT, VERSION = "bamboo-checkpoint", 1
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands: all that the stream, the schedule and the random draws depend on."""
+
+    step: int
+    """Optimiser steps done; batch `step` is the next."""
+    samples: int
+    """Samples consumed."""
+    seed: int
+    plan_version: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything that makes a run go on as if nothing had happened."""
+
+    position: Position
+    model: State
+    average: State | None
+    optimizer: dict[str, Any]
+    pinned: dict[str, Any]
+    """The settings and data hashes that a resumed run must share."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one run; rank 0 writes, every rank reads."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self._folder, self._keep = run / "checkpoints", keep
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Writes a checkpoint, moves `latest` to it, then drops the oldest beyond `keep`.
+
+        Raises:
+            OSError: when it cannot be written; the checkpoints before are untouched and nothing half-written stays.
+        """
+        final = self._folder / f"step-{checkpoint.position.step:08d}"
+        if final.exists():  # a resumed run that came to the same step again: the states are equal
+            return final
+        temporary = self._folder / f".{final.name}.tmp"
+        self._sweep()
+        try:
+            temporary.mkdir(parents=True)
+            _write(temporary, checkpoint)
+            publish_folder(temporary, final)
+            write_text(self._folder / "latest", final.name + "\n")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in self._by_age()[self._keep :]:
+            shutil.rmtree(old)
+        fsync_folder(self._folder)
+        return final
+
+    def newest(self) -> Path | None:
+        """Returns the newest whole checkpoint, or None. A damaged one is named on standard error and passed over."""
+        for path in self._by_age():
+            fault = _fault(path)
+            if fault is None:
+                return path
+            sys.stderr.write(f"{path}: {fault}; going back to the checkpoint before\n")
+        return None
+
+    def _by_age(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"), reverse=True)
+
+    def _sweep(self) -> None:
+        for leftover in self._folder.glob(".step-*.tmp"):  # of a killed run
+            shutil.rmtree(leftover)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Returns the checkpoint at `path`.
+
+    Raises:
+        DataError: when it is damaged or of another version.
+    """
+    fault = _fault(path)
+    if fault is not None:
+        raise DataError(f"{path}: {fault}")
+    tree = json.loads((path / "state.json").read_bytes())
+    average = path / "ema.safetensors"
+    return Checkpoint(
+        position=Position(**tree["position"]),
+        model=read_weights(path / "model.safetensors"),
+        average=read_weights(average) if average.exists() else None,
+        optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+        pinned=tree["pinned"],
+    )
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    for name, data in _files(checkpoint):
+        write_bytes(folder / name, data)
+    tree = {
+        "format": FORMAT,
+        "version": VERSION,
+        "position": dataclasses.asdict(checkpoint.position),
+        "pinned": checkpoint.pinned,
+        "versions": {"torch": torch.__version__},
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(folder.iterdir())},
+    }
+    write_text(folder / "state.json", json.dumps(tree, indent=1) + "\n")
+
+
+def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    yield "model.safetensors", safetensors.torch.save(contiguous(checkpoint.model))
+    if checkpoint.average is not None:
+        yield "ema.safetensors", safetensors.torch.save(contiguous(checkpoint.average))
+    buffer = io.BytesIO()
+    torch.save(checkpoint.optimizer, buffer)
+    yield "optimizer.pt", buffer.getvalue()
+
+
+def _fault(path: Path) -> str | None:
+    """Returns what is wrong with a checkpoint folder, or None."""
+    try:
+        tree = json.loads((path / "state.json").read_bytes())
+        if (tree["format"], tree["version"]) != (FORMAT, VERSION):
+            return f"format {tree['format']} version {tree['version']}; this Bamboo reads {FORMAT} version {VERSION}"
+        for name, known in tree["files"].items():
+            file = path / name
+            if not file.exists() or file.stat().st_size != known["bytes"] or sha256_file(file) != known["sha256"]:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"damaged ({type(error).__name__}: {error})"
+    return None

@@ -1,0 +1,38 @@
+"""The verb `pretrain`.
+
+One process:   bamboo pretrain --config configs/pretrain/tiny_imagenet_resnet18.yaml
+One node:      torchrun --nproc-per-node 8 -m bamboo.pretrain --config FILE
+Many nodes:    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m bamboo.pretrain --config FILE
+
+The same command on the same run.folder resumes from the newest checkpoint, on any number of ranks.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ..cli.arguments import parse
+from .config import PretrainSettings
+
+SETTINGS = {"": PretrainSettings}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `bamboo pretrain` and returns its exit code."""
+    config = parse(PretrainSettings, argv, prog="bamboo pretrain", doc=__doc__ or "")
+    from ..model_zoo.ranks import start_ranks  # torch is imported only once the settings are known to be right
+    from .pool import open_pool
+    from .run import Run
+
+    pool = open_pool(config)
+    if config.dry_run:
+        sys.stdout.write(
+            f"{config.model.name}: {len(pool.train)} images of {len(pool.train.class_names)} classes, "
+            f"{pool.lengths.total_steps} steps of {config.run.global_batch_size} → {config.run.folder}\n"
+        )
+        return 0
+    ranks = start_ranks(config.run.device)
+    try:
+        Run(config, pool, ranks).execute()
+    finally:
+        ranks.close()
+    return 0

@@ -1,0 +1,46 @@
+"""Durations as people say them: `500 steps`, `1e6 samples`, `30 epochs` or `10 %` of the run; inside, only steps exist."""
+
+import dataclasses
+import math
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_FORM = re.compile(r"(\d+(?:\.\d*)?(?:[eE]\+?\d+)?)\s*(steps?|samples?|epochs?|%)")
+
+
+def _parse(text: str) -> tuple[float, str]:
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("takes a number and one unit of steps, samples, epochs or % (of the run), for example 30 epochs, 500 steps, 10 %")
+    return float(match[1]), match[2].rstrip("s")
+
+
+def _check(text: str) -> str:
+    _parse(text)
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_check)]
+"""A duration as a setting; the unit makes it exactly one of the four."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """What turns a duration into steps."""
+
+    samples_per_epoch: int
+    global_batch_size: int
+    total_steps: int = 0
+    """Steps of the whole run; 0 while that is being worked out, when `%` has no meaning."""
+
+    def steps(self, duration: str) -> int:
+        """Returns the duration in steps, rounded up."""
+        value, unit = _parse(duration)
+        if unit == "step":
+            return math.ceil(value)
+        if unit == "%":
+            return math.ceil(value / 100 * self.total_steps)
+        samples = value * (self.samples_per_epoch if unit == "epoch" else 1)
+        return math.ceil(samples / self.global_batch_size)

@@ -1,0 +1,71 @@
+"""The training objective: softmax cross-entropy with label smoothing, over images that mixup or cutmix may have blended in pairs.
+
+Letters: B batch of one rank, K classes, S image side.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..datasets.counters import key
+from .config import ObjectiveSettings
+
+_MIX = 4  # what the key is for; 1 to 3 are the data's
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Sparse targets: the class of each image, and of the partner it was blended with at weight 1 - `share`."""
+
+    labels: torch.Tensor  # int64[B]
+    partners: torch.Tensor | None = None  # int64[B]
+    share: float = 1.0
+
+
+class Objective:
+    """Sum of losses over the images at hand; dividing by the global batch is the trainer's business."""
+
+    def __init__(self, settings: ObjectiveSettings, seed: int) -> None:
+        self._settings, self._seed = settings, seed
+        self.unit = 2 if settings.mixup or settings.cutmix else 1
+        """Images that must stay together on one rank and in one forward pass."""
+
+    def mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, Targets]:
+        """Returns float32[B, 3, S, S] images and their targets; blends row 2i with row 2i + 1 where mixup or cutmix is on.
+
+        λ ~ Beta(α, α) and cutmix's box are drawn once a step from (seed, step), so they are the same on any number of ranks.
+        Sources: mixup, arXiv 1710.09412; cutmix, arXiv 1905.04899.
+        """
+        mixup, cutmix = self._settings.mixup, self._settings.cutmix
+        if not (mixup or cutmix):
+            return images, Targets(labels)
+        draw = np.random.Generator(np.random.Philox(key=[int(key(self._seed, _MIX)), step]))
+        takes_box = bool(cutmix) and (not mixup or draw.random() < 0.5)
+        alpha = cutmix if takes_box else mixup
+        share = float(draw.beta(alpha, alpha))
+        partner = torch.arange(len(labels), device=labels.device) ^ 1
+        partner_images, partners = images[partner], labels[partner]
+        if not takes_box:
+            return images.lerp(partner_images, 1 - share), Targets(labels, partners, share)
+        top, bottom, left, right = _box(images.shape[-1], 1 - share, draw)
+        images = images.clone()
+        images[:, :, top:bottom, left:right] = partner_images[:, :, top:bottom, left:right]
+        return images, Targets(labels, partners, 1 - (bottom - top) * (right - left) / images.shape[-1] ** 2)
+
+    def loss_sum(self, logits_BK: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """Returns Σ over the batch of share · CE(label) + (1 - share) · CE(partner), a float32 scalar."""
+        smoothing = self._settings.label_smoothing
+        loss = cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing, reduction="sum")
+        if targets.partners is None:
+            return loss
+        partner_loss = cross_entropy(logits_BK, targets.partners, label_smoothing=smoothing, reduction="sum")
+        return targets.share * loss + (1 - targets.share) * partner_loss
+
+
+def _box(size: int, area: float, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """Returns (top, bottom, left, right) of a box of about `area` of the image, centred anywhere, cut at the border."""
+    half = int(size * np.sqrt(area)) // 2
+    row, column = (int(value) for value in draw.integers(0, size, 2))
+    return max(row - half, 0), min(row + half, size), max(column - half, 0), min(column + half, size)

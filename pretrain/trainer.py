@@ -1,0 +1,157 @@
+"""The training loop: step, log, evaluate, save, in that order; everything else is handed in."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from ..cli.errors import DataError
+from ..datasets.counters import key, mix
+from ..datasets.plan import rank_slice
+from ..datasets.stream import Batch
+from ..model_zoo.preprocessing import Normalize
+from ..model_zoo.ranks import Ranks
+from .engine import Engine
+from .log import Logger
+from .meter import Meter
+from .objective import Objective
+from .optimizer import Average, Schedule
+
+_DROPOUT = 5  # what the key is for; 1 to 4 are the data's and the objective's
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """When what happens, in steps; each also happens after the last step (0: only then)."""
+
+    total: int
+    log: int
+    evaluate: int
+    save: int
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether something done every so many steps is due after step number `step`, counted from 1."""
+        return step == self.total or (every > 0 and step % every == 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """One rank's training run."""
+
+    engine: Engine
+    objective: Objective
+    normalize: Normalize
+    schedule: Schedule
+    average: Average
+    ranks: Ranks
+    logger: Logger
+    meter: Meter
+    cadence: Cadence
+    seed: int
+    global_batch_size: int
+    accumulate: int
+    evaluate: Callable[[int], None]
+    save: Callable[[int], None]
+
+    def train(self, batches: Iterator[Batch], start: int = 0) -> None:
+        """Trains from step `start` to the end on `batches`, the first of which is batch number `start`."""
+        self.engine.module.train()
+        tally = Tally(self.ranks)
+        self.meter.restart()
+        for step in range(start, self.cadence.total):
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.meter.count(time.perf_counter() - asked)
+            self.schedule.step_update(step)
+            loss, gradient_norm = self.step(batch, step)
+            tally.count(batch, loss, gradient_norm)
+            done = step + 1
+            if self.cadence.due(self.cadence.log, done):
+                self._log(tally, done)
+            if self.cadence.due(self.cadence.evaluate, done):
+                self.evaluate(done)
+                self.meter.restart()
+            if self.cadence.due(self.cadence.save, done):
+                self.save(done)
+                self.meter.restart()
+
+    def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Makes one optimiser step; returns this rank's share of the mean loss, and the gradient norm, both on the device.
+
+        The loss is Σ over images / global batch, and the engine averages gradients over ranks, hence the factor of the world size:
+        slices of unequal length weigh as they should.
+        """
+        torch.manual_seed(int(key(self.seed, _DROPOUT, step, self.ranks.rank) >> np.uint64(1)))
+        share = torch.zeros((), device=self.ranks.device)
+        for part in range(self.accumulate):
+            rows = rank_slice(len(batch.labels), part, self.accumulate, self.objective.unit)
+            loss = self._part_loss(batch, slice(rows.start, rows.stop), step)
+            self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
+            share += loss.detach()
+        gradient_norm = self.engine.step()
+        self.average.update(self.engine.module)
+        return share, gradient_norm
+
+    def _part_loss(self, batch: Batch, rows: slice, step: int) -> torch.Tensor:
+        """Returns Σ loss over some rows of the batch, divided by the global batch."""
+        images = batch.images[rows].to(self.ranks.device, non_blocking=True)
+        labels = batch.labels[rows].to(self.ranks.device, non_blocking=True)
+        inputs, targets = self.objective.mix(self.normalize(images), labels, step)
+        return self.objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
+
+    def _log(self, tally: "Tally", step: int) -> None:
+        """Writes the line of a stretch; the only place where the host waits for the device."""
+        loss, gradient_norm, stream = tally.read()
+        pace = self.meter.read()
+        self.logger.write(
+            {
+                "kind": "train",
+                "step": step,
+                "samples": step * self.global_batch_size,
+                "loss": loss,
+                "lr": max(group["lr"] for group in self.engine.optimizer.param_groups),
+                "grad_norm": gradient_norm,
+                **dataclasses.asdict(pace),
+                "stream": stream,
+            }
+        )
+        if not math.isfinite(loss):
+            raise DataError(f"step {step}: the loss is {loss}; try a lower optimizer.lr, optimizer.clip_norm=1 or run.precision=fp32")
+
+
+class Tally:
+    """Adds up loss and gradient norm on the device, and a fingerprint of the samples seen, between two log lines."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._clear()
+
+    def count(self, batch: Batch, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
+        """Counts one step."""
+        self._loss += loss
+        self._gradient_norm += gradient_norm
+        self._steps += 1
+        self._batches.append((batch.ids, batch.places))
+
+    def read(self) -> tuple[float, float, str]:
+        """Returns (mean loss over all ranks, mean gradient norm, fingerprint) since the last reading, and clears.
+
+        The fingerprint is Σ hash(sample id, place in the global order) mod 2⁶⁴ over all ranks: equal exactly when the same
+        samples were seen at the same places, on whatever rank.
+        """
+        loss = float(self._ranks.sum(self._loss)) / self._steps
+        gradient_norm = float(self._gradient_norm) / self._steps
+        hashes = [mix(ids.numpy().astype(np.uint64) ^ mix(places.numpy().astype(np.uint64))) for ids, places in self._batches]
+        total = np.concatenate(hashes).sum(dtype=np.uint64).astype(np.int64)
+        stream = int(self._ranks.sum(torch.tensor(int(total), device=self._ranks.device))) & 0xFFFFFFFFFFFFFFFF
+        self._clear()
+        return loss, gradient_norm, f"{stream:016x}"
+
+    def _clear(self) -> None:
+        self._loss = torch.zeros((), device=self._ranks.device)
+        self._gradient_norm = torch.zeros((), device=self._ranks.device)
+        self._steps = 0
+        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
