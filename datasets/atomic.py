@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: written to a temporary name, fsynced, renamed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHUNK_BYTES = 1 << 20
+_WRITING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -17,7 +19,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yields a binary file that becomes `path` when the block ends well, and leaves nothing behind when it does not.
 
     Raises:
-        OSError: (disk full, read-only, …) with `path` as it was before.
+        OSError: (disk full, read-only, …) that names `path`, which is as it was before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -29,8 +31,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno in _WRITING_ERRORS:
+            error.filename = str(path)  # write() knows only a descriptor
         raise
     fsync_folder(path.parent)
 
@@ -52,10 +56,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Makes the finished folder `temporary` appear as `final`; every file in it is fsynced first. `final` must not exist."""
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
+    """Makes the finished folder `temporary` appear as `final`; every file and folder in it is fsynced first. `final` must not exist.
+
+    Raises:
+        FileExistsError: when `final` is there; both folders are as they were.
+    """
+    if final.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+    for entry in temporary.rglob("*"):
+        if entry.is_dir():
+            fsync_folder(entry)
+        elif entry.is_file():
+            with entry.open("rb") as opened:
                 os.fsync(opened.fileno())
     fsync_folder(temporary)
     temporary.rename(final)

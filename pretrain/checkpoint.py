@@ -10,6 +10,7 @@
 import dataclasses
 import io
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -114,9 +115,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         position=Position(**tree["position"]),
         model=read_weights(path / "model.safetensors"),
         average=read_weights(average) if average.exists() else None,
-        optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
+        optimizer=_read_optimizer(path / "optimizer.pt"),
         pinned=tree["pinned"],
     )
+
+
+def _read_optimizer(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path}: refused: {str(error).splitlines()[0]}") from None
+    return state
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

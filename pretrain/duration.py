@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from fractions import Fraction
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -10,11 +11,11 @@ from pydantic import AfterValidator
 _FORM = re.compile(r"(\d+(?:\.\d*)?(?:[eE]\+?\d+)?)\s*(steps?|samples?|epochs?|%)")
 
 
-def _parse(text: str) -> tuple[float, str]:
+def _parse(text: str) -> tuple[Fraction, str]:
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise ValueError("takes a number and one unit of steps, samples, epochs or % (of the run), for example 30 epochs, 500 steps, 10 %")
-    return float(match[1]), match[2].rstrip("s")
+    return Fraction(match[1]), match[2].rstrip("s")  # exact: 7 % of 200 steps is 14, in binary floats it is more
 
 
 def _check(text: str) -> str:

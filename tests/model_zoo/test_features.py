@@ -1,0 +1,131 @@
+"""Feature folders: computed once, resumable, equal on any number of ranks, never reused on a mismatch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bamboo.model_zoo.features as features_module
+from bamboo.cli.errors import DataError, UserError
+from bamboo.cli.main import main
+from bamboo.datasets.shards import Shards
+from bamboo.model_zoo.backbone import Backbone, open_backbone
+from bamboo.model_zoo.features import FeatureFolder, extract_features, read_features
+from tests.pretrain.launch import ENVIRONMENT
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 10 rows, so that 37 images make four."""
+    monkeypatch.setattr(features_module, "PART_ROWS", 10)
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    """Returns a small network."""
+    return open_backbone("untrained:test_resnet", image_size=32)
+
+
+def extract(backbone: Backbone, pool: Path, cache: Path, precision: str = "fp32", workers: int = 0) -> FeatureFolder:
+    """Extracts the validation split's features."""
+    shards = Shards.open(pool / "val")
+    device = torch.device("cpu")
+    return extract_features(
+        backbone, shards, cache, precision=precision, batch_size=4, workers=workers, device=device, what="val"  # type: ignore[arg-type]  # parametrised
+    )
+
+
+def test_features_are_the_backbones(backbone: Backbone, pool: Path, tmp_path: Path) -> None:
+    """Against the backbone on each image alone; labels in the shards' order."""
+    folder = extract(backbone, pool, tmp_path)
+    shards = Shards.open(pool / "val")
+    view = backbone.preprocessing.view
+    for sample in range(len(shards)):
+        alone = backbone.features(view(shards.load(sample)).permute(1, 2, 0)[None])
+        np.testing.assert_allclose(folder.features[sample], alone[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert folder.labels.tolist() == shards.labels.tolist()
+    assert {path.name for path in folder.path.iterdir()} == {"features.npy", "labels.npy", "manifest.json"}
+    assert read_features(folder.path).manifest == folder.manifest
+
+
+def test_a_finished_folder_is_not_computed_again(backbone: Backbone, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second call reads; another precision, image size or network gets a folder of its own."""
+    first = extract(backbone, pool, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "features", None)
+        assert extract(backbone, pool, tmp_path).path == first.path
+    others = [
+        extract(backbone, pool, tmp_path, "bf16"),
+        extract(open_backbone("untrained:test_resnet", image_size=24), pool, tmp_path),
+        extract(open_backbone("untrained:test_resnet", image_size=32, seed=1), pool, tmp_path),
+    ]
+    assert len({first.path, *(other.path for other in others)}) == 4
+    assert others[0].features.dtype == np.float16
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_extraction_goes_on(
+    backbone: Backbone, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Stopped in the third part: the first two are kept, the result equals an uninterrupted one, bit for bit."""
+    whole = extract(backbone, pool, tmp_path / "whole")
+    calls = iter(range(100))
+
+    def failing(self: Backbone, images: torch.Tensor, precision: str) -> torch.Tensor:
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return original(self, images, precision)  # type: ignore[arg-type]  # as the caller has it
+
+    original = Backbone.features
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "features", failing)
+        with pytest.raises(KeyboardInterrupt):
+            extract(backbone, pool, tmp_path / "cut", workers=workers)
+    assert len(list((tmp_path / "cut").rglob("part-*.npy"))) == 2
+    with pytest.raises(UserError, match="not a finished feature folder"):
+        read_features(next((tmp_path / "cut").iterdir()))
+    resumed = extract(backbone, pool, tmp_path / "cut", workers=workers)
+    assert np.array_equal(resumed.features, whole.features)
+
+
+def test_damage_is_refused(backbone: Backbone, pool: Path, tmp_path: Path) -> None:
+    """A cut array, a manifest of something else: an error that says to remove the folder."""
+    folder = extract(backbone, pool, tmp_path)
+    array = folder.path / "features.npy"
+    whole = array.read_bytes()
+    array.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match="remove it"):
+        extract(backbone, pool, tmp_path)
+    array.write_bytes(whole)
+    manifest = folder.path / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    tree["identity"]["data"] = "0" * 64
+    manifest.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match="something else"):
+        extract(backbone, pool, tmp_path)
+
+
+def test_features_out_of_range_are_refused(backbone: Backbone, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over float16's range, or not finite: an error with the remedy, no folder taken for finished."""
+    for value, message in ((1e6, "precision=fp32"), (float("nan"), "not finite")):
+        monkeypatch.setattr(Backbone, "features", lambda self, images, precision, value=value: torch.full((len(images), 4), value))
+        with pytest.raises(DataError, match=message):
+            extract(backbone, pool, tmp_path, "bf16")
+
+
+@pytest.mark.slow
+def test_two_ranks_write_what_one_writes(pool: Path, tmp_path: Path) -> None:
+    """`bamboo features` on one process against two ranks under torchrun: identical arrays."""
+    arguments = ["features", "untrained:test_resnet", str(pool / "train"), "--image-size", "32", "--precision", "fp32", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "one"), "--workers", "0"]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bamboo.cli"]
+    environment = {**os.environ, **ENVIRONMENT}
+    subprocess.run([*launcher, *arguments, "--out", str(tmp_path / "two")], env=environment, check=True, capture_output=True, timeout=240)
+    one, two = (read_features(next((tmp_path / name).iterdir())) for name in ("one", "two"))
+    assert one.path.name == two.path.name
+    assert np.array_equal(one.features, two.features)
