@@ -54,7 +54,7 @@ def _decode_fast(data: bytes) -> torch.Tensor | None:
         pixels = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
         decode = decode_png if pixels <= MAX_PIXELS else None
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        decode = decode_webp if _within_bound(data) else None
+        decode = decode_webp if not _is_turned_or_animated_webp(data) and _within_bound(data) else None
     else:
         decode = None
     if decode is None:
@@ -83,6 +83,11 @@ def _jpeg_header(data: bytes) -> tuple[int, int]:
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return 0, 0
+
+
+def _is_turned_or_animated_webp(data: bytes) -> bool:
+    """Whether a WebP has an EXIF chunk, which torchvision does not apply, or several frames."""
+    return data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 0b0000_1010)
 
 
 def _within_bound(data: bytes) -> bool:

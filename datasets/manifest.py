@@ -33,7 +33,10 @@ class ShardEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The content of `dataset.json`; `made_by` records command, options, versions, date and counts of skipped samples."""
+    """The content of `dataset.json`; `made_by` records command, options, versions and counts of skipped samples.
+
+    It holds neither date nor machine: the same pack makes the same bytes.
+    """
 
     classes: tuple[ClassEntry, ...]
     shards: tuple[ShardEntry, ...]

@@ -1,0 +1,187 @@
+"""`bamboo shards pack`: a pool of images → WebDataset shards, index.arrow and dataset.json.
+
+Assignment is decided before any work (`pack_plan`), each shard is one unit of work (`shard_writer`), finished shards are kept
+in `.parts/` until the end (`pack_folder`), and dataset.json is written last: the same command goes on after a kill, and the
+result is byte-identical for any number of processes and kills.
+
+  bamboo shards pack photos/ --out shards/ --resize 256
+"""
+
+import collections
+import importlib.metadata
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..cli.config import dump
+from ..cli.errors import EXIT_DONE, DataError
+from ..cli.progress import Progress
+from .amounts import bytes_text
+from .atomic import sha256_file, write_text
+from .class_list import read_class_list
+from .encode import DEFAULT_QUALITY
+from .index import FILE_NAME as INDEX_NAME
+from .index import write_index
+from .manifest import Manifest
+from .open_source import open_source
+from .pack_folder import SKIPPED_NAME, finish, state_of, writing
+from .pack_plan import PackPlan, make_plan
+from .shard_pool import available_processes, map_shards
+from .shard_settings import PackSettings
+from .shard_writer import PARTS_FOLDER, ShardPart, ShardTask, read_part, read_rows, write_shard
+from .sources import MISSING, Source, listing
+
+DEFAULT_SAMPLES_PER_SHARD = 10_000
+
+_MACHINE_OPTIONS = ("out", "processes", "overwrite", "dry_run")  # what cannot change the result
+_VERSIONED = ("bamboo-vision", "pillow", "torchvision", "webdataset")
+
+
+def run(config: PackSettings) -> int:
+    """Packs, says how it went on standard output, and returns the exit code."""
+    started = time.monotonic()
+    classes = None if config.classes is None else read_class_list(config.classes)
+    copy = config.out / PARTS_FOLDER / "pool.tar"
+    source = open_source(config.src, config.format, config.subdir or "", config.root, classes, copy)
+    _warn(source, config)
+    plan = plan_of(source, config)
+    state = state_of(config.out, plan, config.name, overwrite=config.overwrite)
+    if config.dry_run:
+        sys.stdout.write(_forecast(source, plan, config, state))
+        return EXIT_DONE
+    if state == "finished":
+        finish(config.out)
+        sys.stdout.write(f"{config.out} is already packed from this source with these options: nothing to do\n")
+        return EXIT_DONE
+    with writing(config.out, plan, config.name, state):
+        parts = _write_shards(source, plan, config)
+        manifest = _complete(source, plan, parts, config)
+        finish(config.out)
+    sys.stdout.write(_summary(manifest, parts, config, time.monotonic() - started))
+    return EXIT_DONE
+
+
+def plan_of(source: Source, config: PackSettings) -> PackPlan:
+    """Returns the plan for a source; only what changes the result enters its options."""
+    num_samples = config.samples_per_shard
+    if num_samples is None and config.bytes_per_shard is None:
+        num_samples = DEFAULT_SAMPLES_PER_SHARD
+    options = {
+        "name": config.name,
+        "samples_per_shard": num_samples,
+        "bytes_per_shard": config.bytes_per_shard,
+        "shuffle": config.shuffle,
+        "resize": config.resize,
+        "quality": None if config.resize is None else config.quality or DEFAULT_QUALITY,
+    }
+    seed = config.shuffle if isinstance(config.shuffle, int) else None
+    return make_plan(source, options, seed, num_samples, config.bytes_per_shard)
+
+
+def _warn(source: Source, config: PackSettings) -> None:
+    for note in source.notes:
+        sys.stderr.write(f"note: {note}\n")
+    used = {label for record in source.records for label in record.labels}
+    empty = [entry.name for i, entry in enumerate(source.classes) if i not in used]
+    if empty:
+        sys.stderr.write(f"warning: {len(empty):,} of {len(source.classes):,} classes have no image: {listing(empty)}\n")
+    missing = [record.name for record in source.records if record.size_bytes == MISSING]
+    if missing and config.unreadable == "fail":
+        count = f"{len(missing):,} of {len(source.records):,} images are missing: {listing(missing)}"
+        raise DataError(f"{config.src}: {count}; correct the list or --root, or use --unreadable skip")
+
+
+def _write_shards(source: Source, plan: PackPlan, config: PackSettings) -> list[ShardPart]:
+    """Returns the parts of all shards, of which those that an earlier run finished are not done again."""
+    tasks = _tasks(source, plan, config)
+    parts = {task.number: part for task in tasks if (part := _finished(task)) is not None}
+    left = [task for task in tasks if task.number not in parts]
+    with Progress(len(source.records), "pack") as progress:
+        progress.resume(sum(len(tasks[number].records) for number in parts))
+        if left:
+            source.reader.prepare()
+        for part in map_shards(write_shard, left, config.processes or available_processes(), progress):
+            parts[part.number] = part
+    return [parts[task.number] for task in tasks]
+
+
+def _tasks(source: Source, plan: PackPlan, config: PackSettings) -> list[ShardTask]:
+    return [
+        ShardTask(
+            folder=config.out,
+            number=number,
+            name=_shard_name(config, number),
+            first_key=start,
+            records=[source.records[i] for i in plan.order[start:stop]],
+            reader=source.reader,
+            resize=config.resize,
+            quality=config.quality or DEFAULT_QUALITY,
+            skip_unreadable=config.unreadable == "skip",
+        )
+        for number, (start, stop) in enumerate(plan.bounds)
+    ]
+
+
+def _shard_name(config: PackSettings, number: int) -> str:
+    return f"{config.name}-{number:06d}.tar"
+
+
+def _finished(task: ShardTask) -> ShardPart | None:
+    part = read_part(task.folder, task.name)
+    if part is not None and part.skipped and not task.skip_unreadable:
+        return None  # skipped by an earlier run with --unreadable skip; to fail now, it is done again
+    return part
+
+
+def _complete(source: Source, plan: PackPlan, parts: Sequence[ShardPart], config: PackSettings) -> Manifest:
+    """Writes what makes the shards a dataset, dataset.json last."""
+    skipped = [item for part in parts for item in part.skipped]
+    if len(skipped) == len(source.records):
+        name, reason = skipped[0]
+        raise DataError(f"{config.src}: none of {len(skipped):,} images is readable; the first: {name}: {reason}")
+    write_index(config.out / INDEX_NAME, [read_rows(config.out, part.entry.name) for part in parts])
+    if skipped:
+        lines = [f"{name}\t{reason}\n" for name, reason in skipped]
+        write_text(config.out / SKIPPED_NAME, "name\treason\n" + "".join(lines))
+    made_by: dict[str, Any] = {
+        "command": "bamboo shards pack",
+        "options": {name: value for name, value in dump(config).items() if name not in _MACHINE_OPTIONS},
+        "versions": {package: importlib.metadata.version(package) for package in _VERSIONED},
+        "plan": plan.identity,
+        "num_skipped": len(skipped),
+        **{f"num_{change}": count for change, count in _changes(parts).items()},
+    }
+    shards = tuple(part.entry for part in parts)
+    manifest = Manifest(source.classes, shards, sha256_file(config.out / INDEX_NAME), made_by)
+    manifest.write(config.out)
+    return manifest
+
+
+def _changes(parts: Sequence[ShardPart]) -> dict[str, int]:
+    counted = collections.Counter[str]()
+    for part in parts:
+        counted.update(part.changes)
+    return {change: counted[change] for change in ("kept", "converted", "resized")}
+
+
+def _forecast(source: Source, plan: PackPlan, config: PackSettings, state: str) -> str:
+    last = len(plan.bounds) - 1
+    names = _shard_name(config, 0) + (f" … {_shard_name(config, last)}" if last else "")
+    return (
+        f"would pack {len(source.records):,} images of {len(source.classes):,} classes, "
+        f"{bytes_text(source.size_bytes)}, from {config.src}\n"
+        f"into {len(plan.bounds):,} shards: {config.out / names} ({state}); nothing was written\n"
+    )
+
+
+def _summary(manifest: Manifest, parts: Sequence[ShardPart], config: PackSettings, seconds: float) -> str:
+    changes = ", ".join(f"{count:,} {change}" for change, count in _changes(parts).items() if count or change == "kept")
+    skipped = sum(len(part.skipped) for part in parts)
+    listed = f", {skipped:,} skipped (unreadable; listed in {config.out / SKIPPED_NAME})" if skipped else ""
+    size = bytes_text(sum(shard.size_bytes for shard in manifest.shards))
+    return (
+        f"packed {manifest.num_samples:,} images of {len(manifest.classes):,} classes into {len(manifest.shards):,} shards, "
+        f"{size}, in {seconds:.1f} s: {config.out}\n"
+        f"images: {changes}{listed}\n"
+    )
