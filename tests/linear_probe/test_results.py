@@ -1,0 +1,129 @@
+"""results.jsonl: appending, torn lines, full disks and concurrent writers; and the tables that are made from it."""
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from bamboo.cli.main import main
+from bamboo.linear_probe.report import html_table, markdown_table
+from bamboo.linear_probe.results import ResultRow, append_row, latest, read_rows
+
+ROW = ResultRow(
+    model="run",
+    checkpoint_hash="c" * 64,
+    dataset="cifar10",
+    data_hash="d" * 64,
+    protocol="standard",
+    protocol_hash="p" * 64,
+    precision="bf16",
+    preprocessing="e" * 64,
+    seed=0,
+    metric="top1",
+    value=0.5,
+    standard_error=0.005,
+    scores={},
+    certificate={"relative_gap": 1e-7},
+    seconds={},
+    versions={},
+    date="2026-01-01T00:00:00+00:00",
+)
+
+
+def test_rows_are_read_as_written(tmp_path: Path) -> None:
+    """Two rows appended, one with an infinite gap: read back equal, in order; the newer one of a cell is the latest."""
+    path, second = tmp_path / "new" / "results.jsonl", dataclasses.replace(ROW, value=0.75, certificate={"relative_gap": float("inf")})
+    append_row(path, ROW)
+    append_row(path, second)
+    assert read_rows(path).rows == (ROW, second)
+    assert latest(read_rows(path).rows) == {("run", "cifar10", "standard"): second}
+    assert read_rows(tmp_path / "none.jsonl").rows == ()
+
+
+def test_a_torn_line_is_reported_and_closed(tmp_path: Path) -> None:
+    """A line cut in the middle (a crash): reported by number; the next append starts on a line of its own."""
+    path = tmp_path / "results.jsonl"
+    append_row(path, ROW)
+    with path.open("ab") as file:
+        file.write(json.dumps(dataclasses.asdict(ROW)).encode()[:40])
+    append_row(path, ROW)
+    ledger = read_rows(path)
+    assert ledger.rows == (ROW, ROW)
+    assert len(ledger.damaged) == 1
+    assert ledger.damaged[0].startswith(f"{path}:2: ")
+
+
+def test_foreign_and_future_lines(tmp_path: Path) -> None:
+    """A list, a row without fields, bytes that are no UTF-8: reported; a row with a field of tomorrow: kept in details."""
+    path = tmp_path / "results.jsonl"
+    future = {**dataclasses.asdict(ROW), "colour": "red"}
+    path.write_bytes(b"[1]\n{}\n\xff\n\n" + json.dumps(future).encode() + b"\n")
+    ledger = read_rows(path)
+    assert [line.split(":")[-2] for line in ledger.damaged if line.startswith(str(path))] != []
+    assert len(ledger.damaged) == 3
+    assert ledger.rows[0].details == {"colour": "red"}
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """os.write that takes half of the bytes: ENOSPC, and the file ends where it ended before."""
+    path = tmp_path / "results.jsonl"
+    append_row(path, ROW)
+    before, write = path.read_bytes(), os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
+    with pytest.raises(OSError) as caught:
+        append_row(path, ROW)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
+
+
+def _append_many(path: Path) -> None:
+    for _ in range(20):
+        append_row(path, ROW)
+
+
+def test_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
+    """Four processes, 20 rows each: 80 whole rows."""
+    path = tmp_path / "results.jsonl"
+    processes = [multiprocessing.get_context("fork").Process(target=_append_many, args=(path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert read_rows(path).rows == (ROW,) * 80
+
+
+def test_tables_never_mix_protocols() -> None:
+    """Rows of two protocols and two sets: one table each, missing cells as –, values by hand."""
+    rows = [ROW, dataclasses.replace(ROW, model="a|b", dataset="pet", metric="mean_per_class", value=0.9, standard_error=0.01)]
+    rows.append(dataclasses.replace(ROW, protocol="knn", value=0.4))
+    text = markdown_table(rows)
+    assert text.count("| --- |") == 2
+    assert "| model | weights | cifar10 (top-1) | pet (mean per class) |" in text
+    assert "| run | cccccccc | 50.00 ± 0.50 | – |" in text
+    assert "| a\\|b | cccccccc | – | 90.00 ± 1.00 |" in text
+    assert "40.00 ± 0.50" in text.split("knn")[1]
+    table = html_table([dataclasses.replace(ROW, model="<run>")])
+    assert "<th>&lt;run&gt;</th>" in table
+    assert "50.00 ± 0.50" in table
+
+
+def test_the_report_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`bamboo report` with files and folders by position, to .md and .html; wrong names are the user's mistake."""
+    append_row(tmp_path / "one" / "results.jsonl", ROW)
+    append_row(tmp_path / "two" / "results.jsonl", dataclasses.replace(ROW, model="second"))
+    assert main(["report", str(tmp_path / "one" / "results.jsonl"), str(tmp_path / "two")]) == 0
+    assert "| second |" in capsys.readouterr().out
+    for suffix, begins in ((".md", "**linear probe"), (".html", "<!doctype html>")):
+        assert main(["report", str(tmp_path), "--out", str(tmp_path / f"table{suffix}")]) == 0
+        assert (tmp_path / f"table{suffix}").read_text().startswith(begins)
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "three"), "--out", "table.pdf"]) == 2
+    errors = capsys.readouterr().err
+    assert "three: no such file" in errors
+    assert "must end in .md or .html" in errors
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == 2
