@@ -8,14 +8,15 @@ not clipped.
 import dataclasses
 import io
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png, decode_webp
+from torchvision.io import ImageReadMode
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for a decompression bomb
+
+Encoded = bytes | bytearray | memoryview
 
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -32,8 +33,10 @@ class DecodeCounts:
     fallback: int = 0
 
 
-def decode_rgb(data: bytes, counts: DecodeCounts | None = None) -> torch.Tensor:
+def decode_rgb(data: Encoded, counts: DecodeCounts | None = None) -> torch.Tensor:
     """Returns uint8[3, H, W] in [0, 255], as displayed, with channels-last strides where torchvision decoded it.
+
+    What can be written is decoded where it lies; bytes, which torch must not alias, are copied first.
 
     Raises:
         UnreadableImageError: for truncated, corrupt, empty, oversized or unknown input.
@@ -45,30 +48,30 @@ def decode_rgb(data: bytes, counts: DecodeCounts | None = None) -> torch.Tensor:
     return _decode_pillow(data) if image is None else image
 
 
-def _decode_fast(data: bytes) -> torch.Tensor | None:
+def _decode_fast(data: Encoded) -> torch.Tensor | None:
     """Returns torchvision's decoding, or None where Pillow has to look: other formats, CMYK, 16 bits, oversized, damaged."""
-    if data.startswith(_JPEG):
+    # The operators themselves: the functions that torchvision wraps around them recommend another package at every call.
+    operators, decode = torch.ops.image, None
+    if data[:3] == _JPEG:
         components, pixels = _jpeg_header(data)
-        decode = decode_jpeg if components in (1, 3) and pixels <= MAX_PIXELS else None
-    elif data.startswith(_PNG) and len(data) > 26 and data[24] <= 8:
+        decode = operators.decode_jpeg if components in (1, 3) and pixels <= MAX_PIXELS else None
+    elif data[:8] == _PNG and len(data) > 26 and data[24] <= 8:
         pixels = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
-        decode = decode_png if pixels <= MAX_PIXELS else None
+        decode = operators.decode_png if pixels <= MAX_PIXELS else None
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        decode = decode_webp if not _is_turned_or_animated_webp(data) and _within_bound(data) else None
-    else:
-        decode = None
+        decode = operators.decode_webp if not _is_turned_or_animated_webp(data) and _within_bound(data) else None
     if decode is None:
         return None
     try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        options: dict[str, Any] = {} if decode is decode_webp else {"apply_exif_orientation": True}
-        image: torch.Tensor = decode(encoded, mode=ImageReadMode.RGB, **options)
+        encoded = torch.frombuffer(bytearray(data) if isinstance(data, bytes) else data, dtype=torch.uint8)
+        turns_upright = () if decode is operators.decode_webp else (True,)
+        image: torch.Tensor = decode(encoded, ImageReadMode.RGB.value, *turns_upright)
     except RuntimeError:  # libjpeg's or libpng's complaint; Pillow gives the final word
         return None
     return image
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int]:
+def _jpeg_header(data: Encoded) -> tuple[int, int]:
     """Returns (components, pixels) of the first frame header of a JPEG, or (0, 0) where there is none."""
     position = 2
     while position + 9 < len(data):
@@ -85,12 +88,12 @@ def _jpeg_header(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _is_turned_or_animated_webp(data: bytes) -> bool:
+def _is_turned_or_animated_webp(data: Encoded) -> bool:
     """Whether a WebP has an EXIF chunk, which torchvision does not apply, or several frames."""
     return data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 0b0000_1010)
 
 
-def _within_bound(data: bytes) -> bool:
+def _within_bound(data: Encoded) -> bool:
     try:
         width, height = image_size(data)
     except UnreadableImageError:
@@ -98,11 +101,11 @@ def _within_bound(data: bytes) -> bool:
     return width * height <= MAX_PIXELS
 
 
-def _decode_pillow(data: bytes) -> torch.Tensor:
+def _decode_pillow(data: Encoded) -> torch.Tensor:
     return torch.from_numpy(np.array(open_rgb(data))).permute(2, 0, 1)
 
 
-def open_rgb(data: bytes) -> Image.Image:
+def open_rgb(data: Encoded) -> Image.Image:
     """Returns the image as a loaded Pillow image of mode RGB, as displayed; the slow twin of `decode_rgb`."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "a truncated image must be an error"
     try:
@@ -119,7 +122,7 @@ def open_rgb(data: bytes) -> Image.Image:
         raise UnreadableImageError(_reason(data, error)) from None
 
 
-def image_size(data: bytes) -> tuple[int, int]:
+def image_size(data: Encoded) -> tuple[int, int]:
     """Returns (width, height) as displayed, from the header alone.
 
     Raises:
@@ -150,7 +153,7 @@ def _refuse_bomb(width: int, height: int) -> None:
         raise UnreadableImageError(f"{width}×{height} pixels: over the bound of {MAX_PIXELS:,}")
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def _reason(data: Encoded, error: Exception) -> str:
     if not data:
         return "empty file"
     if isinstance(error, UnidentifiedImageError):

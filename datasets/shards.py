@@ -27,6 +27,7 @@ class Shards:
     def __init__(self, folder: Path, manifest: Manifest, index: Index) -> None:
         self.folder, self.manifest, self.index = folder, manifest, index
         self.decoded = DecodeCounts()
+        self._buffer = bytearray()
         self._descriptors: dict[int, int] = {}
         self._owner = os.getpid()
 
@@ -78,15 +79,21 @@ class Shards:
         Raises:
             DataError: when the shard ends before the member does.
         """
-        shard, offset, size = int(self.index.shard[sample]), int(self.index.offset[sample]), int(self.index.size[sample])
-        data = os.pread(self._descriptor(shard), size, offset)
-        if len(data) != size:
-            raise DataError(f"{self._path(shard)}: truncated: sample {sample} needs bytes {offset} to {offset + size}")
-        return data
+        return bytes(self._read_over(sample))
 
     def load(self, sample: int) -> torch.Tensor:
         """Returns uint8[3, H, W], as displayed; raises UnreadableImageError or DataError."""
-        return decode_rgb(self.read(sample), self.decoded)
+        return decode_rgb(self._read_over(sample), self.decoded)
+
+    def _read_over(self, sample: int) -> memoryview:
+        """Returns the encoded image of a sample in this process's one buffer, which the next read overwrites."""
+        shard, offset, size = self.index.shard.item(sample), self.index.offset.item(sample), self.index.size.item(sample)
+        if size > len(self._buffer):
+            self._buffer = bytearray(2 * size)
+        data = memoryview(self._buffer)[:size]
+        if os.preadv(self._descriptor(shard), [data], offset) != size:
+            raise DataError(f"{self._path(shard)}: truncated: sample {sample} needs bytes {offset} to {offset + size}")
+        return data
 
     def name(self, sample: int) -> str:
         """Returns `shard:key` of a sample, for messages; the key is read from the tar header before the image."""

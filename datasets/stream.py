@@ -33,14 +33,28 @@ class Batch(NamedTuple):
     places: torch.Tensor  # int64[B] place of each row in the endless order, or in the evaluation set
 
 
-class BatchSource(Protocol):
-    """Batches by number, as loader workers make them; a message in place of a batch says why there is none."""
+class Columns(NamedTuple):
+    """What a batch holds beside its images, a row per sample."""
 
-    def __getitem__(self, number: int) -> Batch | str: ...
+    labels: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.bool_]
+    places: npt.NDArray[np.int64]
+
+
+class BatchSource(Protocol):
+    """Batches by number, all of one shape, made into memory that the caller provides."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[B, S, S, 3] of the images of every batch."""
+
+    def make(self, number: int, images: torch.Tensor) -> Columns | str:
+        """Fills `images`, uint8[B, S, S, 3], with batch `number`; returns its columns, or the message that says why there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainBatches(Dataset[Batch | str]):
+class TrainBatches:
     """Rank `rank`'s part of every global batch of the endless order; randomness is keyed by (seed, epoch, sample id)."""
 
     store: ImageStore
@@ -52,19 +66,29 @@ class TrainBatches(Dataset[Batch | str]):
     world_size: int
     unit: int = 1
 
-    def __getitem__(self, number: int) -> Batch | str:
-        places = rank_slice(self.global_batch_size, self.rank, self.world_size, self.unit)
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[B, S, S, 3] of this rank's images."""
+        return len(self._slice), self.view.size, self.view.size, 3
+
+    @property
+    def _slice(self) -> range:
+        return rank_slice(self.global_batch_size, self.rank, self.world_size, self.unit)
+
+    def make(self, number: int, images: torch.Tensor) -> Columns | str:
+        """Fills `images` with this rank's part of global batch `number`."""
+        places = self._slice
         start = number * self.global_batch_size
         ids, epochs = self.order.take(start + places.start, start + places.stop)
         draws = np.empty((len(ids), NUM_DRAWS))
         for epoch in np.unique(epochs):
             inside = epochs == epoch
             draws[inside] = uniforms(key(self.seed, int(epoch), _AUGMENT), ids[inside], NUM_DRAWS)
-        return assemble(self.store, self.view, ids, np.arange(start + places.start, start + places.stop), draws)
+        return assemble(self.store, self.view, ids, np.arange(start + places.start, start + places.stop), draws, images)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalBatches(Dataset[Batch | str]):
+class EvalBatches:
     """Every sample once, in order: batch n of rank r holds places (n · W + r) · B …, padded with invalid rows past the end.
 
     Every batch has the same shape on every rank and world size, so a row's arithmetic does not depend on them.
@@ -79,20 +103,30 @@ class EvalBatches(Dataset[Batch | str]):
     def __len__(self) -> int:
         return -(-len(self.store) // (self.batch_size * self.world_size))
 
-    def __getitem__(self, number: int) -> Batch | str:
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[B, S, S, 3] of every batch's images."""
+        return self.batch_size, self.view.size, self.view.size, 3
+
+    def make(self, number: int, images: torch.Tensor) -> Columns | str:
+        """Fills `images` with batch `number` of this rank."""
         start = (number * self.world_size + self.rank) * self.batch_size
         places = np.arange(start, start + self.batch_size)
         ids = np.where(places < len(self.store), places, -1)
-        return assemble(self.store, self.view, ids, places, np.zeros((self.batch_size, 0)))
+        return assemble(self.store, self.view, ids, places, np.zeros((self.batch_size, 0)), images)
 
 
 def assemble(
-    store: ImageStore, view: View, ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64], draws: npt.NDArray[np.float64]
-) -> Batch | str:
-    """Returns the batch of samples `ids` (-1: padding), or the message of the first sample that cannot be read."""
-    images = torch.empty((len(ids), view.size, view.size, 3), dtype=torch.uint8)
-    if torch.utils.data.get_worker_info() is not None:
-        images.share_memory_()  # type: ignore[no-untyped-call]  # filled in place, so that handing it to the trainer copies nothing
+    store: ImageStore,
+    view: View,
+    ids: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    draws: npt.NDArray[np.float64],
+    images: torch.Tensor,
+) -> Columns | str:
+    """Fills `images` with the views of samples `ids` (-1: padding, black); returns the columns, or the message of the first sample that
+    cannot be read.
+    """
     for row, (sample, drawn) in enumerate(zip(ids.tolist(), draws.tolist(), strict=True)):
         if sample < 0:
             images[row] = 0
@@ -104,31 +138,53 @@ def assemble(
         except DataError as error:
             return str(error)
     valid = ids >= 0
-    labels = np.where(valid, store.labels[ids], -1)
-    return Batch(images, *map(torch.from_numpy, (labels, ids, valid, places)))
+    return Columns(np.where(valid, store.labels[ids], -1), ids, valid, places)
 
 
-def load_batches(source: Dataset[Batch | str], numbers: range, *, workers: int, prefetch: int = 2, pin: bool = False) -> Iterator[Batch]:
+def load_batches(source: BatchSource, numbers: range, *, workers: int, prefetch: int = 2, pin: bool = False) -> Iterator[Batch]:
     """Yields the batches `numbers` of a source in that order, made by `workers` processes (0: in this one).
+
+    Workers write into a ring of shared memory that is laid out once: a batch costs neither new pages nor the handshake by which
+    torch hands over each tensor. So a batch's images hold until the next batch is taken, unless they are pinned, which copies them.
 
     Raises:
         DataError: naming shard and sample when one cannot be read.
     """
-    loader: DataLoader[Batch | str] = DataLoader(
-        source,
+    # When batch n is taken, batch n + workers · prefetch is asked for: with one slot more than that, its slot is not n's.
+    ring = _Ring(source, numbers, torch.empty((workers * prefetch + 1, *source.shape), dtype=torch.uint8))
+    if workers:
+        ring.slots.share_memory_()  # type: ignore[no-untyped-call]  # torch's own signature
+    loader: DataLoader[Columns | str] = DataLoader(
+        ring,
         batch_size=None,
-        sampler=numbers,
+        sampler=range(len(numbers)),
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         collate_fn=_as_made,
-        pin_memory=pin,
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise DataError(batch)
-        yield batch
+    for turn, made in enumerate(loader):
+        if isinstance(made, str):
+            raise DataError(made)
+        slot = ring.slot(turn)
+        yield Batch(slot.pin_memory() if pin else slot, *map(torch.from_numpy, made))
 
 
-def _as_made(batch: Any) -> Any:
-    """Keeps torch from converting what is a batch already."""
-    return batch
+@dataclasses.dataclass(frozen=True)
+class _Ring(Dataset[Columns | str]):
+    """The batches `numbers` of a source, made in turn into the slots of a ring, uint8[n, B, S, S, 3]."""
+
+    source: BatchSource
+    numbers: range
+    slots: torch.Tensor
+
+    def slot(self, turn: int) -> torch.Tensor:
+        """Returns where the batch of that turn lies."""
+        return self.slots[turn % len(self.slots)]
+
+    def __getitem__(self, turn: int) -> Columns | str:
+        return self.source.make(self.numbers[turn], self.slot(turn))
+
+
+def _as_made(made: Any) -> Any:
+    """Keeps torch from converting arrays to tensors, which it would hand over one by one."""
+    return made

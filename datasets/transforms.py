@@ -87,6 +87,7 @@ def resize(image: torch.Tensor, height: int, width: int, interpolation: Interpol
     """Returns uint8[3, height, width] by antialiased interpolation; the image itself where the size is right already."""
     if image.shape[1:] == (height, width):
         return image
-    batch = image[None]
+    # A batch of one made of [3, H, W] has a batch stride that torch takes for NCHW, and re-packs every channel (pytorch#68430).
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(batch, (height, width), mode=interpolation, antialias=True, align_corners=False)
     return resized[0]
