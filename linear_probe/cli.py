@@ -79,6 +79,7 @@ def run_probe(config: ProbeSettings) -> int:
         ranks.close()
         raise UserError(f"world_size={ranks.world_size}: a probe runs in one process; many compute its features with: bamboo features")
     device = ranks.device
+    ranks.share_cores(config.workers)
     backbone = open_backbone(config.checkpoint, seed=config.seed, image_size=config.image_size)
     cell = open_cell(
         backbone,

@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     shards = Shards.open(config.data)
     ranks = start_ranks(config.device)
+    ranks.share_cores(config.workers)
     try:
         folder = extract_features(
             open_backbone(config.checkpoint, seed=config.seed, image_size=config.image_size),

@@ -42,6 +42,17 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def share_cores(self, workers: int, threads: int = 0) -> None:
+        """Sets this process's intra-op threads: `threads`, or (0) its share of the machine's cores less its loader workers.
+
+        More threads than cores wait for one another in busy loops: two of them beside a worker on two cores are slower than one.
+        A single process leaves OMP_NUM_THREADS its say; torchrun sets that itself, so ranks do not.
+        """
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if not threads and local_ranks == 1 and "OMP_NUM_THREADS" in os.environ:
+            return
+        torch.set_num_threads(threads or max(len(os.sched_getaffinity(0)) // local_ranks - workers, 1))
+
     def close(self) -> None:
         """Ends the process group."""
         if self.world_size > 1:

@@ -136,7 +136,7 @@ class RunSettings:
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: autocast, with float32 weights."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Intra-op threads per rank on a CPU; 0: the machine's cores shared among its ranks."""
+    """Intra-op threads per rank on a CPU; 0: the rank's share of the machine's cores, less its loader workers."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Exponential moving average of the weights, evaluated and exported in their place; none: off."""
     log_every: Duration = "20 steps"

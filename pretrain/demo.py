@@ -99,7 +99,7 @@ def _probe(diary: "Diary", config: DemoSettings) -> None:
     pretrained = str(config.out / "pretrained")
     for name in TABLES:
         where = ["--data-root", str(config.out / "shards" / name), "--out", str(config.out / "probe" / name)]
-        how = ["--cache", str(config.out / "features"), "--seed", str(config.seed), "--device", "cpu", "--workers", "0"]
+        how = ["--cache", str(config.out / "features"), "--seed", str(config.seed), "--device", "cpu", "--workers", "1"]
         for checkpoint in (pretrained, f"untrained:{pretrained}", f"pixels:{SIDE}"):
             diary.call(["probe", checkpoint, "--dataset", "shards", *where, *how])
 

@@ -51,7 +51,7 @@ class Run:
                 f"run.global_batch_size={config.run.global_batch_size}: cannot feed {ranks.world_size} ranks × "
                 f"{config.run.accumulate} accumulation steps{' in pairs' if config.mixes else ''}; raise it or use fewer"
             )
-        _set_threads(config, ranks)
+        ranks.share_cores(config.data.workers, config.run.threads)
         self._preprocessing = Preprocessing(
             image_size=config.data.image_size,
             mean=config.data.mean,
@@ -223,11 +223,6 @@ class Run:
     def _model_args(self) -> dict[str, Any]:
         drop_path = {"drop_path_rate": self._config.model.drop_path} if self._config.model.drop_path else {}
         return {**self._config.model.args, **drop_path}
-
-
-def _set_threads(config: PretrainSettings, ranks: Ranks) -> None:
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.run.threads or max((os.cpu_count() or 1) // local_ranks, 1))
 
 
 def _versions() -> dict[str, str]:
