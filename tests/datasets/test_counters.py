@@ -45,7 +45,7 @@ def test_uniforms_are_uniform_and_their_own() -> None:
     counters = np.arange(100_000)
     draws = uniforms(key(3), counters, 2)
     assert draws.shape == (100_000, 2)
-    assert 0 <= draws.min()
+    assert draws.min() >= 0
     assert draws.max() < 1
     assert np.abs(draws.mean(0) - 0.5).max() < 5 * (1 / 12 / 1e5) ** 0.5
     assert np.abs(draws.var(0) - 1 / 12).max() < 5 * (1 / 180 / 1e5) ** 0.5

@@ -1,5 +1,6 @@
 """The plan: each sample once an epoch, in an order that depends on nothing but shards, seed and epoch."""
 
+import itertools
 import json
 import os
 import pickle
@@ -36,7 +37,7 @@ def test_any_cut_of_the_order_is_the_order(counts: list[int], cuts: list[int], w
     stop = sum(counts) * 5 // 2 + 1
     borders = [0, *sorted(cut % stop for cut in cuts), stop]
     copy = pickle.loads(pickle.dumps(order))
-    pieces = [copy.take(*border) for border in zip(borders, borders[1:], strict=False)]
+    pieces = [copy.take(*border) for border in itertools.pairwise(borders)]
     ids, epochs = order.take(0, stop)
     assert np.array_equal(np.concatenate([piece[0] for piece in pieces]), ids)
     assert np.array_equal(np.concatenate([piece[1] for piece in pieces]), epochs)

@@ -1,5 +1,6 @@
 """The stream: the same global batches whatever number of ranks and workers makes them, from wherever it starts."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def source(shards: Shards, rank: int = 0, world_size: int = 1, seed: int = 0, un
     return TrainBatches(shards, Order(shards.shard_counts, seed=seed, window=2), VIEW, seed, GLOBAL_BATCH, rank, world_size, unit)
 
 
+def joined(batches: Iterable[Rows]) -> Rows:
+    """Returns the rows of several batches as one list."""
+    return [row for batch in batches for row in batch]
+
+
 def rows(batches: Any, numbers: range, workers: int = 0) -> list[Rows]:
     """Returns each batch as (id, place, label, pixels) rows."""
     made = []
@@ -52,7 +58,7 @@ def test_global_batches_do_not_depend_on_ranks(shards: Shards, world_size: int) 
     """The ranks' slices side by side against one rank's batches: equal, pixels included, also where slices are uneven."""
     expected = rows(source(shards), range(10))
     parts = [rows(source(shards, rank, world_size), range(10)) for rank in range(world_size)]
-    assert [sum(batch, []) for batch in zip(*parts, strict=True)] == expected
+    assert [joined(batch) for batch in zip(*parts, strict=True)] == expected
 
 
 def test_starting_anywhere_continues_the_sequence(shards: Shards) -> None:
@@ -62,7 +68,7 @@ def test_starting_anywhere_continues_the_sequence(shards: Shards) -> None:
 
 def test_every_sample_once_an_epoch(shards: Shards) -> None:
     """Two epochs of 101 samples in batches of 12: each id twice, each place once, labels as in the index."""
-    seen = sum(rows(source(shards), range(17)), [])[: 2 * 101]
+    seen = joined(rows(source(shards), range(17)))[: 2 * 101]
     assert sorted(row[0] for row in seen) == sorted([*range(101)] * 2)
     assert [row[1] for row in seen] == list(range(202))
     assert all(row[2] == shards.labels[row[0]] for row in seen)
@@ -70,10 +76,10 @@ def test_every_sample_once_an_epoch(shards: Shards) -> None:
 
 def test_crops_are_keyed_by_sample_and_epoch(shards: Shards) -> None:
     """A sample's two crops of two epochs differ; another seed's differ; the same epoch's are equal whatever batch they are in."""
-    seen = sum(rows(source(shards), range(17)), [])
+    seen = joined(rows(source(shards), range(17)))
     first, second = ({row[0]: row[3] for row in seen if row[1] // 101 == epoch} for epoch in (0, 1))
     assert np.mean([first[sample] != second[sample] for sample in first]) > 0.95
-    other = {row[0]: row[3] for row in sum(rows(source(shards, seed=1), range(8)), [])}
+    other = {row[0]: row[3] for row in joined(rows(source(shards, seed=1), range(8)))}
     assert np.mean([first[sample] != other[sample] for sample in other]) > 0.95
 
 
