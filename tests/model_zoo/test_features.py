@@ -12,11 +12,11 @@ import torch
 
 import bamboo.model_zoo.features as features_module
 from bamboo.cli.errors import DataError, UserError
-from bamboo.cli.main import main
 from bamboo.datasets.shards import Shards
 from bamboo.model_zoo.backbone import Backbone, open_backbone
 from bamboo.model_zoo.features import FeatureFolder, extract_features, read_features
-from tests.pretrain.launch import ENVIRONMENT
+from bamboo.model_zoo.ranks import start_ranks
+from tests.pretrain.launch import ENVIRONMENT, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -118,14 +118,33 @@ def test_features_out_of_range_are_refused(backbone: Backbone, pool: Path, tmp_p
             extract(backbone, pool, tmp_path, "bf16")
 
 
+def extract_on_rank(rank: int, world_size: int, port: int, pool: Path, cache: Path) -> None:
+    """Extracts the training split's features in parts of 10 rows, as one of several ranks."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    features_module.PART_ROWS = 10
+    ranks = start_ranks("cpu")
+    network = open_backbone("untrained:test_resnet", image_size=32)
+    shards, device = Shards.open(pool / "train"), torch.device("cpu")
+    extract_features(network, shards, cache, precision="fp32", batch_size=4, workers=0, device=device, what="train", ranks=ranks)
+    ranks.close()
+
+
 @pytest.mark.slow
 def test_two_ranks_write_what_one_writes(pool: Path, tmp_path: Path) -> None:
-    """`bamboo features` on one process against two ranks under torchrun: identical arrays."""
-    arguments = ["features", "untrained:test_resnet", str(pool / "train"), "--image-size", "32", "--precision", "fp32", "--device", "cpu"]
-    assert main([*arguments, "--out", str(tmp_path / "one"), "--workers", "0"]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bamboo.cli"]
-    environment = {**os.environ, **ENVIRONMENT}
-    subprocess.run([*launcher, *arguments, "--out", str(tmp_path / "two")], env=environment, check=True, capture_output=True, timeout=240)
-    one, two = (read_features(next((tmp_path / name).iterdir())) for name in ("one", "two"))
+    """Eleven parts on one rank against the same parts on two: identical arrays."""
+    for world_size in (1, 2):
+        arguments = (world_size, free_port(), pool, tmp_path / str(world_size))
+        torch.multiprocessing.start_processes(extract_on_rank, arguments, nprocs=world_size, start_method="spawn")
+    one, two = (read_features(next((tmp_path / name).iterdir())) for name in ("1", "2"))
     assert one.path.name == two.path.name
     assert np.array_equal(one.features, two.features)
+
+
+@pytest.mark.slow
+def test_the_verb_runs_under_torchrun(pool: Path, tmp_path: Path) -> None:
+    """`torchrun -m bamboo.cli features` on two ranks: a finished folder of every sample."""
+    arguments = ["features", "untrained:test_resnet", str(pool / "train"), "--image-size", "32", "--device", "cpu", "--out", str(tmp_path)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bamboo.cli"]
+    subprocess.run([*launcher, *arguments], env={**os.environ, **ENVIRONMENT}, check=True, capture_output=True, timeout=240)
+    assert len(read_features(next(tmp_path.iterdir())).features) == 101

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -84,3 +85,11 @@ def kill_group(process: "subprocess.Popen[bytes]", ranks: list[int]) -> None:
     for victim in (*ranks, process.pid):
         os.kill(victim, signal.SIGKILL)
     process.wait()
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from bamboo.datasets.stream import EvalBatches, load_batches
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.evaluate import evaluate
+from tests.pretrain.launch import free_port
 
 BATCH_SIZE = 5  # 37 images: no number of ranks divides them
 
@@ -34,14 +34,6 @@ def score_on_rank(rank: int, world_size: int, port: int, folder: Path, out: Path
     if ranks.is_first:
         out.write_text(repr(dataclasses.asdict(score)))
     ranks.close()
-
-
-def free_port() -> int:
-    """Returns a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.mark.slow
