@@ -25,8 +25,8 @@ class Engine(Protocol):
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Accumulates gradients; `last` is the step's last call, after which they are averaged."""
 
-    def step(self) -> torch.Tensor:
-        """Clips, updates the weights, clears the gradients; returns the gradient's norm before clipping, on the device."""
+    def step(self, *, measure: bool) -> torch.Tensor | None:
+        """Clips, updates the weights, clears the gradients; returns their norm before clipping, on the device, if `measure` asks for it."""
 
     def save(self) -> tuple[State, dict[str, Any]]:
         """Returns the model's and the optimiser's state, whole, as plain PyTorch has them."""
@@ -73,11 +73,12 @@ class PlainEngine:
         with contextlib.nullcontext() if last else self._holds_back():
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
 
-    def step(self) -> torch.Tensor:
-        """Clips, updates and clears; returns the gradient norm before clipping, float32 scalar."""
+    def step(self, *, measure: bool) -> torch.Tensor | None:
+        """Clips, updates and clears; the norm is a float32 scalar. Where nothing is clipped it costs a pass over all gradients."""
+        norm = None
         if self._clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm, foreach=True)
-        else:
+        elif measure:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

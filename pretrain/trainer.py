@@ -78,8 +78,8 @@ class Trainer:
                 self.save(done)
                 self.meter.restart()
 
-    def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Makes one optimiser step; returns this rank's share of the mean loss, and the gradient norm, both on the device.
+    def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Makes one optimiser step; returns this rank's share of the mean loss, and before a log line the gradient norm, on the device.
 
         The loss is Σ over images / global batch, and the engine averages gradients over ranks, hence the factor of the world size:
         slices of unequal length weigh as they should.
@@ -91,7 +91,7 @@ class Trainer:
             loss = self._part_loss(batch, slice(rows.start, rows.stop), step)
             self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
             share += loss.detach()
-        gradient_norm = self.engine.step()
+        gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1))
         self.average.update(self.engine.module)
         return share, gradient_norm
 
@@ -123,27 +123,29 @@ class Trainer:
 
 
 class Tally:
-    """Adds up loss and gradient norm on the device, and a fingerprint of the samples seen, between two log lines."""
+    """Adds up the loss on the device, and a fingerprint of the samples seen, between two log lines."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
+        self._gradient_norm: torch.Tensor | None = None
         self._clear()
 
-    def count(self, batch: Batch, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Counts one step."""
+    def count(self, batch: Batch, loss: torch.Tensor, gradient_norm: torch.Tensor | None) -> None:
+        """Counts one step; the last one before a reading brings its gradient norm."""
         self._loss += loss
-        self._gradient_norm += gradient_norm
+        self._gradient_norm = gradient_norm
         self._steps += 1
         self._batches.append((batch.ids, batch.places))
 
     def read(self) -> tuple[float, float, str]:
-        """Returns (mean loss over all ranks, mean gradient norm, fingerprint) since the last reading, and clears.
+        """Returns (mean loss over all ranks, gradient norm of the last step, fingerprint) since the last reading, and clears.
 
         The fingerprint is Σ hash(sample id, place in the global order) mod 2⁶⁴ over all ranks: equal exactly when the same
         samples were seen at the same places, on whatever rank.
         """
         loss = float(self._ranks.sum(self._loss)) / self._steps
-        gradient_norm = float(self._gradient_norm) / self._steps
+        assert self._gradient_norm is not None, "a reading follows a step whose norm was measured"
+        gradient_norm = float(self._gradient_norm)
         hashes = [mix(ids.numpy().astype(np.uint64) ^ mix(places.numpy().astype(np.uint64))) for ids, places in self._batches]
         total = np.concatenate(hashes).sum(dtype=np.uint64).astype(np.int64)
         stream = int(self._ranks.sum(torch.tensor(int(total), device=self._ranks.device))) & 0xFFFFFFFFFFFFFFFF
@@ -152,6 +154,6 @@ class Tally:
 
     def _clear(self) -> None:
         self._loss = torch.zeros((), device=self._ranks.device)
-        self._gradient_norm = torch.zeros((), device=self._ranks.device)
+        self._gradient_norm = None
         self._steps = 0
         self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
