@@ -18,10 +18,8 @@ from ..cli.errors import UserError
 from ..datasets.atomic import sha256_json
 from .metrics import Metric, Scores, score
 from .path import Path, sweep
-from .solver import Classifier, Fit, Problem
+from .solver import Classifier, Fit, Matrix, Problem, open_problem
 from .splits import Split, stratified_split
-
-Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 _BLOCK_ROWS = 16384
 
@@ -190,12 +188,8 @@ def predict(classifier: Classifier, features: Matrix) -> npt.NDArray[np.int64]:
 def _problem(train: Rows, split: Split, num_classes: int, device: torch.device) -> Problem:
     """Returns the problem whose first rows train and whose last rows validate."""
     order = np.concatenate([split.train, split.val])
-    features = torch.empty(len(order), train.features.shape[1], device=device)
-    for start in range(0, len(order), _BLOCK_ROWS):
-        block = np.asarray(train.features[order[start : start + _BLOCK_ROWS]], np.float32)
-        features[start : start + _BLOCK_ROWS] = torch.from_numpy(block).to(device)
     try:
-        return Problem(features, torch.from_numpy(train.labels[order]).to(device), num_classes)
+        return open_problem(train.features, train.labels, order, num_classes, device=device)
     except ValueError as error:
         raise UserError(f"the training set cannot be probed: {error}") from None
 

@@ -14,6 +14,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .certificate import Certificate, certify
@@ -21,6 +23,9 @@ from .gram import Gram, centre_in_place, gram_of
 from .lbfgs import History, bound_below, decrement_below, minimise
 from .objective import Objective
 
+Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+_BLOCK_ROWS = 16384
 _FLOAT32_EXTRA = 60  # iterations that float32 gets to reach the certificate's bound before float64 takes over
 
 
@@ -122,6 +127,21 @@ class Problem:
                 parameters_JE, certificate = certify(objective, ridge, descent.point.parameters_KE)
         converged = certificate.relative_gap <= gap
         return Fit(self.classifier(parameters_JE), certificate, ridge, iterations, objective.passes, converged)
+
+
+def open_problem(
+    features: Matrix, labels: npt.NDArray[np.int64], order: npt.NDArray[np.int64], num_classes: int, *, device: torch.device
+) -> Problem:
+    """Returns the problem of the rows `order` of a feature matrix (a memory map as a rule), in that order.
+
+    Raises:
+        ValueError: as `Problem`.
+    """
+    rows_ND = torch.empty(len(order), features.shape[1], device=device)
+    for start in range(0, len(order), _BLOCK_ROWS):
+        block = np.asarray(features[order[start : start + _BLOCK_ROWS]], np.float32)
+        rows_ND[start : start + _BLOCK_ROWS] = torch.from_numpy(block).to(device)
+    return Problem(rows_ND, torch.from_numpy(labels[order]).to(device), num_classes)
 
 
 def fit(features_ND: torch.Tensor, labels_N: torch.Tensor, num_classes: int, penalty: float, *, gap: float = 1e-6) -> Fit:
