@@ -21,7 +21,8 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, doc: str, positional:
     """Returns the settings of type `cls` that a command line spells.
 
     Every setting is `--dotted.key VALUE` or `--dotted.key=VALUE` (dashes and underscores alike; the last one counts); those
-    named in `positional` are also taken by position; a bare `--flag` means true; `--config FILE` is read first.
+    named in `positional` are also taken by position; a bare `--flag` means true; `--config FILE` is read first. A list is
+    `--key A B C`, up to the next option, or YAML's `--key [A, B]`; as the last positional setting it takes all words that are left.
 
     Raises:
         UserError: for an unknown option or a wrong value, naming the nearest valid one.
@@ -33,6 +34,9 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, doc: str, positional:
         sys.stdout.write(_help(known, prog, doc, positional, in_full="--help-all" in options_given))
         raise SystemExit(0)
     texts, words = split(argv, known, prog)
+    if positional and known[positional[-1]].is_list and len(words) >= len(positional):
+        first = len(positional) - 1
+        words[first:] = [known[positional[-1]].gather(words[first:])]
     if len(words) > len(positional):
         raise UserError(f"unexpected argument {words[len(positional)]!r}; see {prog} --help")
     for key, word in zip(positional, words, strict=False):
@@ -47,8 +51,8 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, doc: str, positional:
 def split(argv: Sequence[str], known: Mapping[str, Leaf], prog: str) -> tuple[dict[str, str], list[str]]:
     """Returns the texts given to options (key → text, `config` among them) and the words that belong to no option.
 
-    The word after an option is its value unless it begins with two dashes; a flag takes only a truth value as its own. What
-    follows `--` is no option.
+    The word after an option is its value unless it begins with two dashes; a flag takes only a truth value as its own, a list all
+    words up to the next option. What follows `--` is no option.
 
     Raises:
         UserError: for an option that is not in `known`, naming the nearest, and for an option without its value.
@@ -73,6 +77,10 @@ def split(argv: Sequence[str], known: Mapping[str, Leaf], prog: str) -> tuple[di
                 text = "true"
             elif not rest or rest[0].startswith("--"):
                 raise UserError(f"{option}: a value must follow; see {prog} --help")
+            elif key in known and known[key].is_list and not rest[0].startswith("["):
+                count = next((at for at, value in enumerate(rest) if value.startswith("--")), len(rest))
+                text = known[key].gather(rest[:count])
+                del rest[:count]
             else:
                 text = rest.pop(0)
         texts[key] = text

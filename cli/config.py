@@ -47,6 +47,18 @@ class Leaf:
         """Whether the bare option `--key` means true."""
         return self.annotation is bool
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the option takes several words, `--key A B`, besides YAML's `--key [A, B]`."""
+        return get_origin(self.annotation) in (list, tuple)
+
+    def gather(self, words: Sequence[str]) -> str:
+        """Returns the YAML list of several words, each read as a value of the list; a single `[A, B]` is one already."""
+        if len(words) == 1 and words[0].startswith("["):
+            return words[0]
+        item = dataclasses.replace(self, annotation=get_args(self.annotation)[0])
+        return json.dumps([item.parse(word) for word in words], default=str)
+
     def parse(self, text: str) -> Any:
         """Returns the value that `text` spells for this setting: YAML where that fits the type, else the text itself."""
         adapter = TypeAdapter(self.annotation)

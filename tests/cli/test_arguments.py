@@ -57,6 +57,8 @@ BASE = Pack(source=Path("a"))
         (["a", "b"], Pack(source=Path("a"), out=Path("b"))),
         (["a", "--overwrite", "b"], Pack(source=Path("a"), out=Path("b"), overwrite=True)),
         (["--note", "n", "a", "--sizes", "[1, 2]", "b"], Pack(source=Path("a"), out=Path("b"), note="n", sizes=(1, 2))),
+        (["a", "--sizes", "1", "2", "--note", "n"], Pack(source=Path("a"), sizes=(1, 2), note="n")),
+        (["a", "--sizes", "3"], Pack(source=Path("a"), sizes=(3,))),
         (["--overwrite", "a"], Pack(source=Path("a"), overwrite=True)),
         (["a", "--overwrite"], Pack(source=Path("a"), overwrite=True)),
         (["a", "--overwrite", "false"], BASE),
@@ -185,3 +187,29 @@ def test_a_required_setting_with_a_bound_is_shown_as_required() -> None:
         """Positive."""
 
     assert arguments.options(Bounded) == ["--rate required"]
+
+
+@settings
+class Report:
+    """A verb whose last words are a list."""
+
+    title: str
+    """First."""
+    results: list[Path]
+    """The rest."""
+
+
+@pytest.mark.parametrize("argv", [["t", "a b", "c"], ["t", "[a b, c]"], ["t", "--results", "a b", "c"]])
+def test_the_last_positional_list_takes_the_words_that_are_left(argv: list[str]) -> None:
+    """Words, a YAML list and an option against the same list of two paths, one of them with a space."""
+    read = arguments.parse(Report, argv, prog="bamboo report", doc="", positional=("title", "results"))
+    assert read == Report(title="t", results=[Path("a b"), Path("c")])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"), [(["a", "--sizes", "1", "x"], "sizes"), (["a", "--sizes", "--note", "n"], "a value must follow")]
+)
+def test_a_wrong_word_in_a_list(argv: list[str], said: str) -> None:
+    """A word that is no number, and no word at all: an error that names the option."""
+    with pytest.raises(UserError, match=said):
+        parse(*argv)
