@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 ARGS ?=
 
-.PHONY: help venv demo test test-slow test-all lint wheel clean chromium
+.PHONY: help venv demo test test-slow test-all lint wheel clean chromium slurm
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target what; do
@@ -33,7 +33,7 @@ demo: venv  ## the whole job on handwritten digits; writes report.html
 test: venv  ## the quick tests (ARGS='-k word' narrows them)
 	$(PYTEST) -q -m 'not slow' $(ARGS)
 
-test-slow: venv chromium  ## the slow tests: many processes, kills, a browser
+test-slow: venv chromium slurm  ## the slow tests: many processes, kills, a browser, a SLURM cluster on the loopback
 	$(PYTEST) -q -m slow $(ARGS)
 
 test-all: test test-slow  ## both
@@ -90,4 +90,13 @@ chromium:
 	  { apt-get update -qq && $(APT) chromium >/dev/null; } || echo "chromium could not be installed: its test will be skipped" >&2
 	else
 	  echo "no chromium: its test will be skipped (sudo apt-get install chromium)" >&2
+	fi
+
+slurm:
+	@if command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ]; then exit 0; fi
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	  echo "installing slurm, of which the tests start a cluster on the loopback"
+	  { apt-get update -qq && $(APT) slurmctld slurmd slurm-client munge >/dev/null; } || echo "slurm could not be installed: its tests will be skipped" >&2
+	else
+	  echo "no slurm: its tests will be skipped (they need root, and slurmctld slurmd slurm-client munge)" >&2
 	fi
