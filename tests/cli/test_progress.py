@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bamboo.cli import progress
-from bamboo.cli.progress import Progress, track
+from bamboo.cli.progress import Progress, progress_to, track
 
 
 class Clock:
@@ -110,3 +110,21 @@ def test_track_yields_what_it_is_given(clock: Clock, capsys: pytest.CaptureFixtu
     assert list(track("abc", 3, "spell", "letters")) == ["a", "b", "c"]
     assert lines(capsys) == [f"spell: 3/3 letters, {3 / 1e-9:.1f} letters/s"]
     assert progress.T  # the module is imported as users import it
+
+
+def test_a_listener_hears_it_instead(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inside `progress_to` every advance is told, on a terminal too, and nothing is written; a disabled one stays silent."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    heard: list[str] = []
+    with progress_to(heard.append):
+        with Progress(4, "packing") as work:
+            clock.now += 2.0
+            work.advance(2)
+        with Progress(4, "silent", enabled=False) as silent:
+            silent.advance()
+    assert heard == ["packing: 2/4 images, 1.0 images/s, 2 s left"]
+    assert screen.getvalue() == ""
+    with Progress(1, "after"):
+        pass
+    assert "after" in screen.getvalue()
