@@ -82,13 +82,15 @@ def leaves(cls: type[Any], prefix: str = "", base: Any = None) -> Iterator[Leaf]
 
     Where an object `base` of that class is the default of a whole section, its values are the defaults.
     """
-    described = cls.__pydantic_fields__
+    described = [vars(parent)["__pydantic_fields__"] for parent in cls.__mro__ if "__pydantic_fields__" in vars(parent)]
     for name, annotation, default in _fields(cls, base):
         nested = _nested(annotation)
         if nested is not None:
             yield from leaves(nested, f"{prefix}{name}.", default)
         else:
-            yield Leaf(prefix + name, annotation, default, described[name].description or "")
+            # pydantic gathers docstrings of a class's own fields only: an inherited field has its text where it was declared
+            docs = [fields[name].description for fields in described if name in fields]
+            yield Leaf(prefix + name, annotation, default, next((doc for doc in docs if doc), ""))
 
 
 def load(cls: type[T], file: Path | None, overrides: Mapping[str, Any]) -> T:

@@ -16,12 +16,14 @@ from PIL import Image
 
 from bamboo.cli.errors import DataError, UserError
 from bamboo.cli.main import main
-from bamboo.datasets.downstream import SETS, describe, open_described, open_set
+from bamboo.datasets.downstream.facts import SplitName
+from bamboo.datasets.downstream.sets import SETS, describe, open_described, open_set
 from bamboo.datasets.images import UnreadableImageError
 
 CLASSES = SETS["cifar10"].class_names or ()
 TINY = dataclasses.replace(SETS["cifar10"], counts={"train": 50, "test": 20}, class_counts={"train": 5, "test": 2})
-CIFAR10 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10-jpeg.tar.gz"
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+CIFAR10 = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "cifar10-jpeg.tar.gz"
 
 
 def pixels(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -102,10 +104,10 @@ def test_wrong_counts_say_what_differs(tmp_path: Path) -> None:
 
 
 def test_swapped_splits_are_noticed(tmp_path: Path) -> None:
-    """train and test under each other's names: both fail on counts."""
+    """train and test under each other's names: both fail on counts, and it is said what they look like."""
     root = write_folders(tmp_path, train=2, test=5)
     for split in ("train", "test"):
-        with pytest.raises(DataError, match="official"):
+        with pytest.raises(DataError, match="train and test look swapped: each has about the size of the other"):
             open_described(TINY, root, "train" if split == "train" else "test")
 
 
@@ -120,7 +122,10 @@ class Hostile:
         (lambda batch: batch.update({b"filenames": Hostile()}), "asks for (posix|nt).system"),
         (lambda batch: batch.update({b"data": np.zeros((20, 3072), np.float32)}), "not a uint8 array"),
         (lambda batch: batch.update({b"labels": [0] * 19}), "not a list of 20"),
-        (lambda batch: batch.update({b"labels": list(range(1, 21))}), "labels 1 to 20, but 10 classes"),
+        (
+            lambda batch: batch.update({b"labels": list(range(1, 21))}),
+            r"label 10 \(entry 10\) is out of range",
+        ),
         (lambda batch: batch.pop(b"data"), "not a uint8 array"),
     ],
 )
@@ -147,7 +152,7 @@ def test_a_root_without_the_set(tmp_path: Path) -> None:
     """No such folder, an empty one, an unknown set: the user's mistake, with the remedy."""
     with pytest.raises(UserError, match=r"no such folder; extract the archive there \(tar xzf"):
         open_set("cifar10", tmp_path / "none", "train")
-    with pytest.raises(UserError, match="looked for torchvision's cifar-10-batches-py or class folders"):
+    with pytest.raises(UserError, match=r"looked for torchvision's cifar-10-batches-py or .* or class folders"):
         open_set("cifar10", tmp_path, "train")
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         describe("cifar-10")
@@ -171,6 +176,49 @@ def test_any_folder_of_class_folders(tmp_path: Path) -> None:
     assert (len(train), len(test)) == (31, 8)
     assert train.class_names == test.class_names == list(CLASSES)
     assert test.labels.tolist() == list(range(2, 10))
+
+
+def test_three_folders(tmp_path: Path) -> None:
+    """`folder` with train, val and test: val is the validation part of the training split; CIFAR-10's has no official one."""
+    root = write_folders(tmp_path, train=3, test=1)
+    write_folders(tmp_path, train=0, test=2, test_name="val")
+    train, test = (open_set("folder", root, split) for split in SPLITS)
+    assert (len(train), len(test)) == (50, 10)
+    assert train.validation_rows is not None
+    assert [Path(train.name(row)).parts[-3] for row in train.validation_rows.tolist()] == ["val"] * 20
+    assert {Path(train.name(row)).parts[-3] for row in range(30)} == {"train"}
+    described = dataclasses.replace(TINY, counts={"train": 50, "test": 10}, class_counts={})
+    assert open_described(described, root, "train").validation_rows is None
+    assert open_described(described, root, "train").notes == ("training and validation parts together (30 + 20)",)
+
+
+def test_imagenets_own_test_folder_is_not_used(tmp_path: Path) -> None:
+    """train, val and test, as the competition's archive has them: the test split is val, and train is train alone."""
+    imagenet = dataclasses.replace(TINY, name="imagenet")
+    root = write_folders(tmp_path, test_name="val")
+    (root / "test").mkdir()
+    assert [len(open_described(imagenet, root, split)) for split in SPLITS] == [50, 20]
+    (root / "val").rename(root / "elsewhere")
+    with pytest.raises(UserError, match=r"train is there, but no val beside it"):
+        open_described(imagenet, root, "test")
+
+
+@pytest.mark.parametrize("name", ["food", "folder", "shards"])
+def test_tars_without_an_index(tmp_path: Path, name: str) -> None:
+    """WebDataset tars without our index: the error has the command that makes it, and after it the set opens."""
+    root = write_folders(tmp_path / "images", train=2, test=1)
+    for split in SPLITS:
+        out = tmp_path / "wds" / split
+        assert main(["shards", "pack", str(root / split), "--out", str(out), "--processes", "1"]) == 0
+        for file in out.iterdir():
+            if file.suffix != ".tar":
+                file.unlink()
+    with pytest.raises(UserError, match=rf"bamboo shards index ({out.parent / 'train'}|DIR)"):
+        open_set(name, tmp_path / "wds", "train")
+    for split in SPLITS:
+        assert main(["shards", "index", str(tmp_path / "wds" / split)]) == 0
+    if name == "shards":
+        assert [len(open_set(name, tmp_path / "wds", split)) for split in SPLITS] == [20, 10]
 
 
 def test_faults_of_a_folder_set(tmp_path: Path) -> None:
@@ -216,6 +264,19 @@ def test_shard_folders(tmp_path: Path) -> None:
     store = open_set("shards", tmp_path / "shards", "test")
     assert sorted(store.labels.tolist()) == list(range(10))
     assert store.class_names == list(CLASSES)
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_sets_of_ones_own_bear_names(tmp_path: Path, kind: str) -> None:
+    """`folder:flora` is opened as `folder` is, under its own name; a kind or a name that is none is refused."""
+    described = describe(f"{kind}:flora")
+    assert (described.name, described.title, described.metric) == (f"{kind}:flora", "flora", "top1")
+    root = write_folders(tmp_path, train=2, test=1)
+    if kind == "folder":
+        assert open_described(described, root, "train").data_hash == open_set("folder", root, "train").data_hash
+    for wrong in (f"{kind}:", "cifar10:flora", ":flora"):
+        with pytest.raises(UserError, match="no such set"):
+            describe(wrong)
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="no ../shared/data/cifar10-jpeg.tar.gz beside the checkout")
