@@ -10,9 +10,12 @@ from .errors import EXIT_FAILURE, EXIT_USER, BambooError
 
 VERBS: dict[str, tuple[str, str]] = {
     "shards": ("bamboo.datasets.cli", "pack images into WebDataset shards; index, verify and show them"),
+    "sets": ("bamboo.datasets.downstream.cli", "the downstream sets: list, check on disk, download"),
     "pretrain": ("bamboo.pretrain.cli", "pretrain a ResNet or ViT on shards (torchrun -m bamboo.pretrain for many processes)"),
+    "zoo": ("bamboo.model_zoo.zoo_cli", "list, fetch, show and convert released checkpoints"),
     "features": ("bamboo.model_zoo.cli", "write a backbone's features of a dataset to a folder"),
     "probe": ("bamboo.linear_probe.cli", "score a backbone by a linear probe on a downstream set"),
+    "multi_run": ("bamboo.linear_probe.multi_run", "score many backbones on many sets: one resumable matrix, here or on SLURM"),
     "report": ("bamboo.linear_probe.report", "make the table of all results rows in a folder"),
     "demo": ("bamboo.pretrain.demo", "run the whole job on handwritten digits and write report.html"),
 }

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 
-from ..cli.config import nearest
 from ..cli.errors import DataError, UserError
+from .architectures import create_model as create_model
+from .architectures import timm_preprocessing
 from .export import WEIGHTS_NAME, Card, read_card, read_weights, weights_hash
 from .preprocessing import Normalize, Preprocessing
+from .published import open_published, resize_input
+from .sources import access_from_environment
 
 Precision = Literal["fp32", "bf16"]
 
-CHECKPOINT_FORMS = "a run folder, a .safetensors file, timm:NAME (pretrained), untrained:NAME, untrained:RUN or pixels:SIZE"
+CHECKPOINT_FORMS = (
+    "a run folder, a .safetensors file with its model.json, zoo:ID (bamboo zoo list), FILE@NAME (any checkpoint file; NAME is a zoo id or "
+    "a model of timm), timm:NAME (pretrained), untrained:NAME, untrained:RUN or pixels:SIZE"
+)
 
 
 class Backbone:
@@ -31,6 +35,8 @@ class Backbone:
     def __init__(self, name: str, module: torch.nn.Module, preprocessing: Preprocessing, num_features: int) -> None:
         self.name, self.module, self.preprocessing, self.num_features = name, module.eval(), preprocessing, num_features
         self.checkpoint_hash = weights_hash(module.state_dict()) if module.state_dict() else name
+        self.checkpoint = name
+        """What `open_backbone` was asked for."""
         self._normalize = Normalize(preprocessing)
         self.device = torch.device("cpu")
 
@@ -71,14 +77,22 @@ def open_backbone(checkpoint: str, *, seed: int = 0, image_size: int | None = No
     """Returns the backbone that `checkpoint` names.
 
     Args:
-        checkpoint: a run folder, a `.safetensors` file with its card beside it, `timm:NAME` (timm's pretrained weights),
-            `untrained:NAME` or `untrained:RUN` (the same network and preprocessing, fresh weights from `seed`), `pixels:SIZE`.
+        checkpoint: a run folder (also `run:FOLDER`), a `.safetensors` file with its card beside it, `zoo:ID` (of the registry; fetched if
+            need be), `FILE@NAME` or `FILE#PART@NAME` (any checkpoint file; NAME is an id of the registry or a model of timm),
+            `timm:NAME` (timm's pretrained weights), `untrained:NAME` or `untrained:RUN` (the same network and preprocessing, fresh
+            weights from `seed`), `pixels:SIZE`.
         image_size: overrides the preprocessing's image side, in pixels.
 
     Raises:
         UserError: when the name is of none of these forms or does not exist.
-        DataError: when files are damaged, or any tensor of the backbone is missing, superfluous or of another shape.
+        DataError: when files are damaged, cannot be fetched, or any tensor of the backbone is missing, superfluous or of another shape.
     """
+    backbone = _open(checkpoint, seed, image_size)
+    backbone.checkpoint = checkpoint
+    return backbone
+
+
+def _open(checkpoint: str, seed: int, image_size: int | None) -> Backbone:
     form, _, rest = checkpoint.partition(":")
     if form == "pixels":
         if not rest.isdecimal() or not 1 <= int(rest) <= 1024:
@@ -93,21 +107,9 @@ def open_backbone(checkpoint: str, *, seed: int = 0, image_size: int | None = No
         backbone = _from_timm(rest, image_size, pretrained=False) if card is None else _from_card(card, card.architecture, image_size)
         backbone.name = f"untrained:{backbone.name} (seed {seed})"
         return backbone
-    return _from_file(_weights_path(checkpoint), image_size)
-
-
-def create_model(architecture: str, **options: Any) -> torch.nn.Module:
-    """Returns timm's model of that name.
-
-    Raises:
-        UserError: naming the nearest model when there is none of that name, or when timm refuses the options.
-    """
-    if not timm.is_model(architecture):
-        raise UserError(f"model={architecture}: timm knows no such model{nearest(architecture, timm.list_models())}")
-    try:
-        return cast(torch.nn.Module, timm.create_model(architecture, **options))
-    except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"model={architecture} with {options}: {error}") from None
+    if form == "zoo" or ("@" in checkpoint and not Path(checkpoint).exists()):
+        return _from_published(checkpoint, image_size)
+    return _from_file(_weights_path(rest if form == "run" else checkpoint), image_size)
 
 
 def run_weights(run: Path) -> Path:
@@ -139,6 +141,20 @@ def _from_file(path: Path, image_size: int | None) -> Backbone:
     return backbone
 
 
+def _from_published(checkpoint: str, image_size: int | None) -> Backbone:
+    """A checkpoint of others; its hash is that of the weights as they are in the file, whatever the image size."""
+    opened = open_published(checkpoint, access_from_environment())
+    module, preprocessing = opened.module, opened.preprocessing
+    num_features = int(cast(Any, module).num_features)
+    digest = weights_hash(module.state_dict())
+    if image_size is not None and image_size != preprocessing.image_size:
+        resize_input(module, image_size, checkpoint)
+        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
+    backbone = Backbone(opened.recipe.name, module, preprocessing, num_features)
+    backbone.checkpoint_hash = digest
+    return backbone
+
+
 def _from_card(card: Card, name: str, image_size: int | None) -> Backbone:
     options = dict(card.model_args)
     preprocessing = card.preprocessing
@@ -155,14 +171,7 @@ def _from_timm(name: str, image_size: int | None, *, pretrained: bool) -> Backbo
         module = create_model(name, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:  # no network, no such weights
         raise UserError(f"checkpoint=timm:{name}: its weights cannot be had: {error}") from None
-    wanted = resolve_model_data_config(module)
-    preprocessing = Preprocessing(
-        image_size=image_size or wanted["input_size"][-1],
-        mean=tuple(wanted["mean"]),
-        std=tuple(wanted["std"]),
-        interpolation=wanted["interpolation"] if wanted["interpolation"] in ("bilinear", "bicubic") else "bicubic",
-        crop_fraction=wanted["crop_pct"],
-    )
+    preprocessing = timm_preprocessing(module, image_size)
     return Backbone(name, module, preprocessing, int(cast(Any, module).num_features))
 
 

@@ -22,7 +22,7 @@ class FeaturesSettings:
     """Everything `bamboo features` can be told."""
 
     checkpoint: str
-    """A run folder, a .safetensors file, timm:NAME, untrained:NAME_OR_RUN or pixels:SIZE."""
+    """A run folder, a .safetensors file, zoo:ID, FILE@NAME, timm:NAME, untrained:NAME_OR_RUN or pixels:SIZE."""
     data: Path
     """Shard folder."""
     out: Path = Path("runs/features")

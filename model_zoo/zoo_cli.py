@@ -1,0 +1,164 @@
+"""`bamboo zoo list|fetch|show|convert`: released checkpoints, and the files of others.
+
+bamboo zoo list clip
+bamboo zoo fetch bamboo-rn50
+bamboo zoo convert checkpoint.pth.tar@bamboo-vitb16 exports/bamboo-vitb16 --head keep
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..cli.arguments import parse, split
+from ..cli.config import leaves, nearest, settings
+from ..cli.errors import EXIT_DONE, EXIT_USER, UserError
+from .registry import Normalisation
+
+
+@settings
+class ListSettings:
+    """Lists the checkpoints of the registry that hold every one of the words.
+
+    bamboo zoo list vit in21k
+    """
+
+    words: str = ""
+    """Words to look for, in any column."""
+    runs: Path | None = None
+    """Also list the finished runs in this folder."""
+    registry: Path | None = None
+    """Registry file of one's own, merged with ours (BAMBOO_REGISTRY)."""
+    cache: Path | None = None
+    """Folder of downloads (BAMBOO_CACHE, else ~/.cache/bamboo)."""
+
+
+@settings
+class FetchSettings:
+    """Downloads checkpoints, resuming and verifying; what is here already is only checked.
+
+    bamboo zoo fetch bamboo-rn50 clip-rn50
+    """
+
+    ids: str
+    """Ids of the registry, or all."""
+    dry_run: bool = False
+    """Say what would be fetched and how large it is, then stop."""
+    offline: bool = False
+    """Never use the network (BAMBOO_OFFLINE, HF_HUB_OFFLINE); check what is here."""
+    mirror: str | None = None
+    """Address or folder holding ID/FILE, tried before the sources (BAMBOO_MIRROR)."""
+    cache: Path | None = None
+    """Folder of downloads (BAMBOO_CACHE, else ~/.cache/bamboo)."""
+    shared: tuple[Path, ...] | None = None
+    """Read-only folders of the same form, searched first (BAMBOO_SHARED_CACHES)."""
+    registry: Path | None = None
+    """Registry file of one's own, merged with ours (BAMBOO_REGISTRY)."""
+    stall_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """Seconds without a byte, after which a connection is given up."""
+    attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    """Failures in a row, after which a source is given up."""
+
+
+@settings
+class ShowSettings:
+    """Shows all that is known of one checkpoint, and where its file is.
+
+    bamboo zoo show bamboo-vitb16
+    """
+
+    id: str
+    """Id of the registry."""
+    registry: Path | None = None
+    """Registry file of one's own, merged with ours (BAMBOO_REGISTRY)."""
+    cache: Path | None = None
+    """Folder of downloads (BAMBOO_CACHE, else ~/.cache/bamboo)."""
+
+
+@settings
+class ConvertSettings:
+    """Turns a checkpoint of others into an export of ours: model.safetensors with timm's names, and model.json.
+
+    bamboo zoo convert dino.pth@vit_small_patch16_224.dino exports/dino --part teacher
+
+    Every tensor of the backbone must be there, or nothing is written.
+    """
+
+    checkpoint: str
+    """FILE@NAME, NAME an id of the registry or a model of timm; or zoo:ID, which is fetched."""
+    out: Path
+    """Folder to write; it must not hold an export."""
+    head: Literal["keep", "drop"] = "drop"
+    """What becomes of the classifier."""
+    classes: Path | None = None
+    """Names of the kept head's outputs: a JSON list, a JSON map of index to name, or one a line."""
+    part: str = ""
+    """Which part to take, where the file holds several models (teacher, model_ema, …)."""
+    model_args: dict[str, bool | int | float | str] | None = None
+    """Further arguments of timm's model, as {img_size: 256}."""
+    image_size: Annotated[int, Field(ge=8, le=2048)] | None = None
+    """Side in pixels, for the card; none: as NAME says."""
+    normalisation: Normalisation | None = None
+    """Mean and standard deviation, for the card; none: as NAME says."""
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """Of the resize, for the card; none: as NAME says."""
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Crop side over resized short side, for the card; none: as NAME says."""
+    registry: Path | None = None
+    """Registry file of one's own, merged with ours (BAMBOO_REGISTRY)."""
+    dry_run: bool = False
+    """Match the tensors and say how, then stop."""
+
+    def problems(self) -> list[str]:
+        """Returns what contradicts itself."""
+        return ["classes: names the outputs of a head; add head=keep"] if self.classes is not None and self.head == "drop" else []
+
+
+SETTINGS: Mapping[str, type[Any]] = MappingProxyType(
+    {"list": ListSettings, "fetch": FetchSettings, "show": ShowSettings, "convert": ConvertSettings},
+)
+_LINES = MappingProxyType(
+    {
+        "list": "the checkpoints of the registry, and one's own runs",
+        "fetch": "download checkpoints: resumed, verified, once for all processes",
+        "show": "all that is known of one checkpoint",
+        "convert": "turn a checkpoint of others into model.safetensors and model.json",
+    }
+)
+_POSITIONAL = MappingProxyType({"list": ("words",), "fetch": ("ids",), "show": ("id",), "convert": ("checkpoint", "out")})
+_MODULES = MappingProxyType({"list": "zoo_list", "fetch": "zoo_fetch", "show": "zoo_show", "convert": "convert"})
+
+
+def usage() -> str:
+    """Returns the text of `bamboo zoo --help`."""
+    lines = "\n".join(f"  {name:<9}{line}" for name, line in _LINES.items())
+    return f"usage: bamboo zoo COMMAND [--help] …\n\ncommands:\n{lines}\n\nStart here: bamboo zoo list\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one of the commands and returns its exit code; what a command needs is imported only when it is called."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return EXIT_DONE if argv else EXIT_USER
+    name, arguments = argv[0], argv[1:]
+    if name not in SETTINGS:
+        raise UserError(f"no command {name!r}{nearest(name, list(SETTINGS))}; see bamboo zoo --help")
+    prog, doc = f"bamboo zoo {name}", inspect.getdoc(SETTINGS[name]) or ""
+    if name in ("list", "fetch"):
+        arguments = _join_words(SETTINGS[name], arguments, prog)
+    config = parse(SETTINGS[name], arguments, prog=prog, doc=doc, positional=_POSITIONAL[name])
+    code: int = importlib.import_module(f".{_MODULES[name]}", __package__).run(config)
+    return code
+
+
+def _join_words(cls: type[Any], argv: Sequence[str], prog: str) -> list[str]:
+    """Returns the command line with the words that belong to no option as one."""
+    if {"--help", "-h", "--help-all"} & set(argv):
+        return list(argv)
+    texts, words = split(argv, {leaf.key: leaf for leaf in leaves(cls)}, prog)
+    return [*(f"--{key}={text}" for key, text in texts.items()), *([" ".join(words)] if words else [])]
