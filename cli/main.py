@@ -16,7 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "features": ("bamboo.model_zoo.cli", "write a backbone's features of a dataset to a folder"),
     "probe": ("bamboo.linear_probe.cli", "score a backbone by a linear probe on a downstream set"),
     "multi_run": ("bamboo.linear_probe.multi_run", "score many backbones on many sets: one resumable matrix, here or on SLURM"),
-    "report": ("bamboo.linear_probe.report", "make the table of all results rows in a folder"),
+    "report": ("bamboo.linear_probe.report.cli", "make the table of all results rows in a folder"),
     "demo": ("bamboo.pretrain.demo", "run the whole job on handwritten digits and write report.html"),
 }
 

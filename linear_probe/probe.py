@@ -2,11 +2,9 @@
 
 import dataclasses
 import datetime
-import io
 import platform
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +13,25 @@ import timm
 import torch
 
 from ..cli.errors import UserError
-from ..datasets.atomic import sha256_json, write_bytes, write_json
-from ..datasets.downstream import describe, open_set
-from ..datasets.stores import ImageStore
+from ..datasets.atomic import sha256_json
+from ..datasets.downstream.sets import OpenedSplit, describe, open_set
 from ..model_zoo.backbone import Backbone
 from ..model_zoo.features import FeatureFolder, extract_features
+from ..model_zoo.ranks import Ranks
+from .cell_folder import read_row, write_folder
 from .metrics import Metric
-from .protocol import Outcome, Protocol, Rows, evaluate
+from .protocols.outcome import Outcome, Protocol, Rows
 from .results import FILE_NAME, ResultRow, append_row, read_rows
+from .splits import Indices, digest_of
+from .subsets import Subset, parse_subset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Both splits of a set, which belong together."""
+
+    train: OpenedSplit
+    test: OpenedSplit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,30 +39,37 @@ class Cell:
     """What is to be evaluated, opened and checked."""
 
     backbone: Backbone
+    model: str
+    """Display name of the backbone."""
+
     dataset: str
-    train: ImageStore
-    test: ImageStore
+    splits: Splits
     metric: Metric
     protocol: Protocol
+    subset: Subset
+    rows: Indices
+    """Numbers of the training rows in use, ascending."""
+
     precision: Literal["bf16", "fp32"]
     seed: int
 
     @property
     def data_hash(self) -> str:
         """Identity of both splits."""
-        return sha256_json([self.train.data_hash, self.test.data_hash])
+        return sha256_json([self.splits.train.data_hash, self.splits.test.data_hash])
 
     @property
     def identity(self) -> tuple[str | int, ...]:
         """As `ResultRow.identity`."""
-        data, protocol = (self.backbone.checkpoint_hash, self.data_hash), self.protocol.digest
-        return *data, protocol, self.precision, self.backbone.preprocessing.digest, self.seed, self.metric
+        data, how = (self.backbone.checkpoint_hash, self.data_hash), (self.protocol.digest, self.precision)
+        return *data, *how, self.backbone.preprocessing.digest, self.seed, self.metric, self.subset.name
 
     @property
     def folder_name(self) -> str:
-        """Model, set, protocol and digest of the identity: no two cells share a folder."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.backbone.name}_{self.dataset}_{self.protocol.name}")[:100]
-        return f"{name}-{sha256_json(self.identity)[:12]}"
+        """Model, set, protocol, subset and digest of the identity: no two cells share a folder."""
+        parts = [self.model, self.dataset, self.protocol.name, *([] if self.subset.is_whole else [self.subset.name])]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts))[:100]
+        return f"{name}-{sha256_json([*self.identity, self.model])[:12]}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +82,16 @@ class Extraction:
     device: torch.device
 
 
-def open_cell(
-    backbone: Backbone, dataset: str, root: Path, protocol: Protocol, *, precision: Literal["bf16", "fp32"], seed: int, any_counts: bool
-) -> Cell:
+@dataclasses.dataclass(frozen=True, eq=False)
+class CellFeatures:
+    """The features of both splits, and the seconds that it took to have them."""
+
+    train: FeatureFolder
+    test: FeatureFolder
+    seconds: float
+
+
+def open_splits(dataset: str, root: Path, *, any_counts: bool) -> Splits:
     """Opens both splits of a set and checks that they belong together.
 
     Raises:
@@ -80,70 +103,121 @@ def open_cell(
         raise UserError(f"data_root={root}: train and test have different classes ({differing or 'in another order'})")
     if len(train.class_names) < 2:
         raise UserError(f"data_root={root}: {len(train.class_names)} class; a probe needs at least two")
-    metric = describe(dataset).metric
+    return Splits(train=train, test=test)
+
+
+def open_cell(
+    backbone: Backbone,
+    dataset: str,
+    splits: Splits,
+    protocol: Protocol,
+    *,
+    precision: Literal["bf16", "fp32"],
+    seed: int,
+    subset: str = "100p",
+    model: str | None = None,
+) -> Cell:
+    """Returns the cell of a backbone on an opened set.
+
+    Args:
+        dataset: the name that `splits` were opened by.
+        subset: `10p`, `5shot`, …, as `parse_subset`.
+        model: display name; None: the backbone's own.
+
+    Raises:
+        UserError: for a subset that is none, or that the set has too few rows for.
+    """
+    parsed = parse_subset(subset)
+    rows = parsed.rows(splits.train.labels, splits.train.class_names, seed)
+    name = backbone.name if model is None else model
     return Cell(
-        backbone=backbone, dataset=dataset, train=train, test=test, metric=metric, protocol=protocol, precision=precision, seed=seed
+        backbone=backbone,
+        model=name,
+        dataset=dataset,
+        splits=splits,
+        metric=describe(dataset).metric,
+        protocol=protocol,
+        subset=parsed,
+        rows=rows,
+        precision=precision,
+        seed=seed,
     )
 
 
 def recorded(cell: Cell, out: Path) -> ResultRow | None:
-    """Returns the last row below `out` that has the cell's identity, or None."""
-    return next((row for row in reversed(read_rows(out / FILE_NAME).rows) if row.identity == cell.identity), None)
+    """Returns the row that the cell has below `out`, as `look_up`, and sees to it that `out`/results.jsonl holds it under its name."""
+    row, is_listed = look_up(cell, out)
+    if row is not None and not is_listed:
+        append_row(out / FILE_NAME, row)
+    return row
+
+
+def look_up(cell: Cell, out: Path) -> tuple[ResultRow | None, bool]:
+    """Returns the row that the cell has below `out`, and whether it stands in `out`/results.jsonl; nothing is written.
+
+    It is the last row of the cell's identity and model name in that file; or else, after a crash between folder and file, the one in the
+    cell's own finished folder; or else one of the same identity under another model name, given the cell's.
+    """
+    same = [row for row in read_rows(out / FILE_NAME).rows if row.identity == cell.identity]
+    named = [row for row in same if row.model == cell.model]
+    if named:
+        return named[-1], True
+    own = read_row(out / cell.folder_name)
+    if own is not None and own.identity == cell.identity:
+        return own, False
+    return (dataclasses.replace(same[-1], model=cell.model), False) if same else (None, False)
 
 
 def run(cell: Cell, extraction: Extraction, out: Path) -> ResultRow:
-    """Evaluates a cell: its folder below `out` is written first, then its row in `out`/results.jsonl.
+    """Evaluates a cell in this process: its features, then `evaluate_cell`."""
+    return evaluate_cell(cell, cell_features(cell, extraction), extraction.device, out)
 
-    The folder holds predictions.npz (`predictions`, `labels`: int64[N test]), split.npz and curve.json, curve.png of the validation scores.
-    """
+
+def cell_features(cell: Cell, extraction: Extraction, ranks: Ranks | None = None) -> CellFeatures:
+    """Returns the features of both splits, computed where they are not in the cache, by all `ranks` together."""
     started = time.monotonic()
     train, test = (
-        _extract(cell, store, extraction, f"{cell.dataset} {split}") for store, split in ((cell.train, "train"), (cell.test, "test"))
+        extract_features(
+            cell.backbone,
+            store,
+            extraction.cache,
+            precision=cell.precision,
+            batch_size=extraction.batch_size,
+            workers=extraction.workers,
+            device=extraction.device,
+            what=f"{cell.dataset} {split}",
+            ranks=ranks,
+        )
+        for store, split in ((cell.splits.train, "train"), (cell.splits.test, "test"))
     )
-    seconds = {"features": time.monotonic() - started}
-    outcome = evaluate(
-        cell.protocol,
-        Rows(train.features, train.labels),
-        Rows(test.features, test.labels),
-        len(cell.train.class_names),
+    return CellFeatures(train, test, time.monotonic() - started)
+
+
+def evaluate_cell(cell: Cell, features: CellFeatures, device: torch.device, out: Path) -> ResultRow:
+    """Carries out the cell's protocol; its folder below `out` is written first, then its row in `out`/results.jsonl."""
+    labels = np.full_like(features.train.labels, -1)
+    labels[cell.rows] = features.train.labels[cell.rows]
+    outcome = cell.protocol.evaluate(
+        Rows(features.train.features, labels),
+        Rows(features.test.features, features.test.labels),
+        len(cell.splits.train.class_names),
         cell.metric,
+        validation_rows=cell.splits.train.validation_rows if cell.subset.is_whole else None,
         seed=cell.seed,
-        device=extraction.device,
+        device=device,
     )
-    folder = out / cell.folder_name
-    _write_folder(folder, outcome, test)
-    row = _row(cell, outcome, seconds | outcome.seconds, folder.name, (train, test))
+    row, names = _row(cell, outcome, features), cell.splits.train.class_names
+    write_folder(out / cell.folder_name, outcome, row, rows=cell.rows, labels=features.test.labels, class_names=names)
     append_row(out / FILE_NAME, row)
     return row
 
 
-def warnings(row: ResultRow) -> list[str]:
-    """Returns what a reader of the number should know: a λ at the grid's edge, an accuracy of the solve that was not reached."""
-    found = []
-    if row.details["plateau"]["at_edge"]:
-        found.append(f"the chosen λ is the {row.details['plateau']['at_edge']}est of the grid: the best may lie outside")
-    if not row.details["converged"]:
-        found.append(f"the relative gap of the refit is certified to {row.certificate['relative_gap']:.1e} only")
-    return found
-
-
-def _extract(cell: Cell, store: ImageStore, extraction: Extraction, what: str) -> FeatureFolder:
-    return extract_features(
-        cell.backbone,
-        store,
-        extraction.cache,
-        precision=cell.precision,
-        batch_size=extraction.batch_size,
-        workers=extraction.workers,
-        device=extraction.device,
-        what=what,
-    )
-
-
-def _row(cell: Cell, outcome: Outcome, seconds: dict[str, float], folder: str, features: Sequence[FeatureFolder]) -> ResultRow:
-    chosen, accuracy = outcome.path.points[outcome.path.best], outcome.scores.metric(cell.metric)
+def _row(cell: Cell, outcome: Outcome, features: CellFeatures) -> ResultRow:
+    accuracy = outcome.scores.metric(cell.metric)
+    both = {"top1": outcome.scores.top1, "mean_per_class": outcome.scores.mean_per_class}
+    seconds = {"features": features.seconds, **outcome.seconds}
     return ResultRow(
-        model=cell.backbone.name,
+        model=cell.model,
         checkpoint_hash=cell.backbone.checkpoint_hash,
         dataset=cell.dataset,
         data_hash=cell.data_hash,
@@ -155,57 +229,36 @@ def _row(cell: Cell, outcome: Outcome, seconds: dict[str, float], folder: str, f
         metric=cell.metric,
         value=accuracy.value,
         standard_error=accuracy.standard_error,
-        scores={name: dataclasses.asdict(outcome.scores.metric(name)) for name in ("top1", "mean_per_class")},
-        certificate=dataclasses.asdict(outcome.fit.certificate),
+        scores={name: dataclasses.asdict(score) for name, score in both.items()},
+        certificate=outcome.certificate,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         versions={"torch": torch.__version__, "timm": timm.__version__, "numpy": np.__version__, "python": platform.python_version()},
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        details={
-            "folder": folder,
-            "features": [str(part.path) for part in features],
-            "image_size": cell.backbone.preprocessing.image_size,
-            "num_features": outcome.fit.classifier.weight_KD.shape[1],
-            "num_classes": len(cell.train.class_names),
-            "num_train": outcome.num_train,
-            "num_val": len(outcome.split.val),
-            "num_test": outcome.num_test,
-            "split_sha256": outcome.split.digest,
-            "penalty": outcome.penalty,
-            "relative_ridge": chosen.ridge / outcome.mean_eigenvalue,
-            "val_score": chosen.val_score,
-            "plateau": dataclasses.asdict(outcome.plateau),
-            "converged": outcome.fit.converged,
-            "iterations": {"sweep": sum(point.iterations for point in outcome.path.points), "refit": outcome.fit.iterations},
-            "passes": {"sweep": outcome.path.passes, "refit": outcome.fit.passes},
-            "grid_visited": len(outcome.path.points),
-        },
+        details=_details(cell, outcome, features),
+        subset=cell.subset.name,
+        selected_on=cell.protocol.selected_on,
     )
 
 
-def _write_folder(folder: Path, outcome: Outcome, test: FeatureFolder) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, predictions=outcome.predictions, labels=test.labels)
-    write_bytes(folder / "predictions.npz", buffer.getvalue())
-    outcome.split.write(folder / "split.npz")
-    write_json(folder / "curve.json", outcome.curve)
-    write_bytes(folder / "curve.png", curve_png(outcome.curve, outcome.path.best))
-
-
-def curve_png(curve: Sequence[dict[str, Any]], best: int) -> bytes:
-    """Returns a PNG of validation and training accuracy over λ, the chosen value marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no global state, no display
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    ridges = [point["relative_ridge"] for point in curve]
-    axes.semilogx(ridges, [100 * point["val_score"] for point in curve], marker=".", label="validation")
-    axes.semilogx(ridges, [100 * point["train_accuracy"] for point in curve], linewidth=0.8, label="training (top-1)")
-    axes.axvline(ridges[best], color="0.6", linewidth=0.8, linestyle="--", label="chosen")
-    axes.set(xlabel="λ / n relative to the mean eigenvalue", ylabel="accuracy, %")
-    axes.invert_xaxis()
-    axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+def _details(cell: Cell, outcome: Outcome, features: CellFeatures) -> dict[str, Any]:
+    curve, split = outcome.curve, outcome.split
+    return {
+        "folder": cell.folder_name,
+        "checkpoint": cell.backbone.checkpoint,
+        "features": [str(features.train.path), str(features.test.path)],
+        "layout": cell.splits.train.layout,
+        "notes": list(dict.fromkeys([*cell.splits.train.notes, *cell.splits.test.notes])),
+        "image_size": cell.backbone.preprocessing.image_size,
+        "num_features": features.train.features.shape[1],
+        "num_classes": len(cell.splits.train.class_names),
+        "num_train": outcome.num_train,
+        "num_val": outcome.num_val,
+        "num_test": outcome.num_test,
+        "rows_sha256": digest_of(cell.rows),
+        "split_sha256": None if split is None else split.digest,
+        "chosen": outcome.chosen,
+        "val_score": None if curve is None or split is None else curve.points[curve.chosen].val_score,
+        "variants": outcome.variants,
+        "warnings": outcome.warnings,
+        **outcome.details,
+    }

@@ -47,17 +47,22 @@ class ResultRow:
     """UTC, ISO 8601."""
 
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    subset: str = "100p"
+    """The share of the training rows that was used: a percentage or a number of shots."""
+
+    selected_on: str = "validation"
+    """"validation", "test" or "nothing": the rows on which hyper-parameters were chosen."""
 
     @property
     def identity(self) -> tuple[str | int, ...]:
         """What makes two rows the same evaluation: equal identity, equal number."""
         data, how = (self.checkpoint_hash, self.data_hash), (self.protocol_hash, self.precision, self.preprocessing, self.seed, self.metric)
-        return *data, *how
+        return *data, *how, self.subset
 
     @property
-    def cell(self) -> tuple[str, str, str]:
-        """The cell of the table that the row fills: model, dataset, protocol."""
-        return self.model, self.dataset, self.protocol
+    def cell(self) -> tuple[str, str, str, str]:
+        """The cell of the table that the row fills: model, dataset, protocol, subset."""
+        return self.model, self.dataset, self.protocol, self.subset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +74,17 @@ class Ledger:
 
 
 def append_row(path: Path, row: ResultRow) -> None:
-    """Appends a row: one write under a lock, fsynced; a torn line left by a crash before is closed first.
+    """Appends a row, as `append_line`."""
+    append_line(path, dataclasses.asdict(row))
+
+
+def append_line(path: Path, tree: dict[str, Any]) -> None:
+    """Appends one JSON object: one write under a lock, fsynced; a torn line left by a crash before is closed first.
 
     Raises:
         OSError: (disk full, read-only, …) with the file as it was.
     """
-    line = json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=True).encode() + b"\n"
+    line = json.dumps(tree, ensure_ascii=False, allow_nan=True).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -93,26 +103,31 @@ def read_rows(path: Path) -> Ledger:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                rows.append(_parse(line))
+                rows.append(parse_row(line))
             except (ValueError, TypeError, UnicodeDecodeError) as error:
                 damaged.append(f"{path}:{number}: {error}")
     return Ledger(tuple(rows), tuple(damaged))
 
 
-def latest(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str], ResultRow]:
-    """Returns the last row of each (model, dataset, protocol) cell, cells in the order in which they first appear."""
-    cells: dict[tuple[str, str, str], ResultRow] = {}
+def latest(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str, str], ResultRow]:
+    """Returns the last row of each (model, dataset, protocol, subset) cell, cells in the order in which they first appear."""
+    cells: dict[tuple[str, str, str, str], ResultRow] = {}
     for row in rows:
         cells[row.cell] = row
     return cells
 
 
-def _parse(line: bytes) -> ResultRow:
-    tree = json.loads(line)
+def parse_row(text: bytes) -> ResultRow:
+    """Returns the row of one JSON object; what a newer version wrote is kept in `details`.
+
+    Raises:
+        ValueError, TypeError: when it is none.
+    """
+    tree = json.loads(text)
     if not isinstance(tree, dict):
         raise TypeError(f"a {type(tree).__name__}, not a row")
     known = {field.name for field in dataclasses.fields(ResultRow)}
-    later = {key: value for key, value in tree.items() if key not in known}  # written by a newer version: kept
+    later = {key: value for key, value in tree.items() if key not in known}
     row = ResultRow(**{key: value for key, value in tree.items() if key in known})
     return dataclasses.replace(row, details={**row.details, **later}) if later else row
 

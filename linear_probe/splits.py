@@ -1,4 +1,4 @@
-"""The validation split: stratified, seeded, the same on every machine, and stored with the results."""
+"""The validation split: official, or stratified and seeded, the same on every machine, and stored with the results."""
 
 import dataclasses
 import hashlib
@@ -23,17 +23,16 @@ class Split:
     @property
     def digest(self) -> str:
         """Hex SHA-256 over both sides (little-endian int64, lengths first)."""
-        digest = hashlib.sha256()
-        for side in (self.train, self.val):
-            digest.update(len(side).to_bytes(8, "little"))
-            digest.update(side.astype("<i8").tobytes())
-        return digest.hexdigest()
+        return digest_of(self.train, self.val)
 
-    def write(self, path: Path) -> None:
-        """Writes `train`, `val` and `digest` as one .npz file, atomically."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, train=self.train, val=self.val, digest=np.array(self.digest))
-        write_bytes(path, buffer.getvalue())
+
+def write_split(path: Path, rows: Indices, split: Split | None) -> None:
+    """Writes the training rows in use as one .npz file, atomically: `rows`, `rows_digest`, and of a split `train`, `val`, `digest`."""
+    buffer, kept = io.BytesIO(), {"rows": rows, "rows_digest": np.array(digest_of(rows))}
+    if split is not None:
+        kept |= {"train": split.train, "val": split.val, "digest": np.array(split.digest)}
+    np.savez_compressed(buffer, **kept)  # type: ignore[arg-type]  # numpy's stub sees its own keyword in any name
+    write_bytes(path, buffer.getvalue())
 
 
 def stratified_split(labels: npt.NDArray[np.int64], fraction: float, seed: int) -> Split:
@@ -62,6 +61,41 @@ def stratified_split(labels: npt.NDArray[np.int64], fraction: float, seed: int) 
     val = np.sort(np.concatenate(chosen)).astype(np.int64)
     train = np.setdiff1d(np.flatnonzero(labels >= 0), val, assume_unique=True).astype(np.int64)
     return Split(train, val)
+
+
+def official_split(labels: npt.NDArray[np.int64], validation_rows: npt.NDArray[np.int64]) -> Split:
+    """Returns the split that a set comes with; rows with a negative label are on neither side.
+
+    Args:
+        labels: int64[N].
+        validation_rows: int64[V] row numbers, in any order.
+
+    Raises:
+        ValueError: for row numbers out of range or given twice, a side without a labelled row, or a class that would validate only.
+    """
+    chosen = np.unique(validation_rows)
+    if len(chosen) != len(validation_rows):
+        raise ValueError("a validation row is given twice")
+    if len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < len(labels):
+        raise ValueError(f"validation rows from {chosen[0]} to {chosen[-1]}: must be in [0, {len(labels)})")
+    held = np.zeros(len(labels), bool)
+    held[chosen] = True
+    val, train = np.flatnonzero(held & (labels >= 0)), np.flatnonzero(~held & (labels >= 0))
+    if not len(val) or not len(train):
+        raise ValueError(f"{len(train)} labelled rows train and {len(val)} validate: both must be above 0")
+    alone = np.setdiff1d(labels[val], labels[train])
+    if len(alone):
+        raise ValueError(f"classes {alone[:5].tolist()} have validation rows only")
+    return Split(train.astype(np.int64), val.astype(np.int64))
+
+
+def digest_of(*sides: Indices) -> str:
+    """Returns the hex SHA-256 over row numbers (little-endian int64, the length of each side before it)."""
+    digest = hashlib.sha256()
+    for side in sides:
+        digest.update(len(side).to_bytes(8, "little"))
+        digest.update(side.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _smallest(rows: Indices, keys: npt.NDArray[np.uint64], quota: int) -> Indices:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SHIPPED = {".py", ".yaml", ".html"}
+SHIPPED = {".py", ".yaml", ".html", ".sh"}
 
 
 def shipped(house: Any) -> set[str]:
@@ -41,7 +41,7 @@ def test_only_bamboo_stands_at_the_top_of_the_wheel(wheel: set[str]) -> None:
 
 
 def test_the_wheel_holds_the_packages_and_nothing_else(house: Any, wheel: set[str]) -> None:
-    """Files under bamboo/ in the wheel against the .py, .yaml, .html and py.typed files of the tree."""
+    """Files under bamboo/ in the wheel against the .py, .yaml, .html, .sh and py.typed files of the tree."""
     inside = {name.removeprefix("bamboo/") for name in wheel if name.startswith("bamboo/")}
     assert inside == shipped(house)
 

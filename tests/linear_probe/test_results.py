@@ -1,4 +1,4 @@
-"""results.jsonl: appending, torn lines, full disks and concurrent writers; and the tables that are made from it."""
+"""results.jsonl: appending, torn lines, full disks and concurrent writers."""
 
 import dataclasses
 import errno
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from bamboo.cli.main import main
-from bamboo.linear_probe.report import html_table, markdown_table
 from bamboo.linear_probe.results import ResultRow, append_row, latest, read_rows
 
 ROW = ResultRow(
@@ -40,7 +38,7 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
     append_row(path, ROW)
     append_row(path, second)
     assert read_rows(path).rows == (ROW, second)
-    assert latest(read_rows(path).rows) == {("run", "cifar10", "standard"): second}
+    assert latest(read_rows(path).rows) == {("run", "cifar10", "standard", "100p"): second}
     assert read_rows(tmp_path / "none.jsonl").rows == ()
 
 
@@ -66,6 +64,19 @@ def test_foreign_and_future_lines(tmp_path: Path) -> None:
     assert [line.split(":")[-2] for line in ledger.damaged if line.startswith(str(path))] != []
     assert len(ledger.damaged) == 3
     assert ledger.rows[0].details == {"colour": "red"}
+
+
+def test_rows_from_before_there_were_subsets(tmp_path: Path) -> None:
+    """A row without `subset` and `selected_on` is one of all training rows, selected on validation; another subset is another cell."""
+    path = tmp_path / "results.jsonl"
+    old = {key: value for key, value in dataclasses.asdict(ROW).items() if key not in ("subset", "selected_on")}
+    path.write_bytes(json.dumps(old).encode() + b"\n")
+    few = dataclasses.replace(ROW, subset="10p")
+    append_row(path, few)
+    assert read_rows(path).rows == (ROW, few)
+    assert (ROW.subset, ROW.selected_on) == ("100p", "validation")
+    assert few.identity != ROW.identity
+    assert list(latest([ROW, few])) == [("run", "cifar10", "standard", "100p"), ("run", "cifar10", "standard", "10p")]
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,36 +105,3 @@ def test_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert read_rows(path).rows == (ROW,) * 80
-
-
-def test_tables_never_mix_protocols() -> None:
-    """Rows of two protocols and two sets: one table each, missing cells as –, values by hand."""
-    rows = [ROW, dataclasses.replace(ROW, model="a|b", dataset="pet", metric="mean_per_class", value=0.9, standard_error=0.01)]
-    rows.append(dataclasses.replace(ROW, protocol="knn", value=0.4))
-    text = markdown_table(rows)
-    assert text.count("| --- |") == 2
-    assert "| model | weights | cifar10 (top-1) | pet (mean per class) |" in text
-    assert "| run | cccccccc | 50.00 ± 0.50 | – |" in text
-    assert "| a\\|b | cccccccc | – | 90.00 ± 1.00 |" in text
-    assert "40.00 ± 0.50" in text.split("knn")[1]
-    table = html_table([dataclasses.replace(ROW, model="<run>")])
-    assert "<th>&lt;run&gt;</th>" in table
-    assert "50.00 ± 0.50" in table
-
-
-def test_the_report_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`bamboo report` with files and folders by position, to .md and .html; wrong names are the user's mistake."""
-    append_row(tmp_path / "one" / "results.jsonl", ROW)
-    append_row(tmp_path / "two" / "results.jsonl", dataclasses.replace(ROW, model="second"))
-    assert main(["report", str(tmp_path / "one" / "results.jsonl"), str(tmp_path / "two")]) == 0
-    assert "| second |" in capsys.readouterr().out
-    for suffix, begins in ((".md", "**linear probe"), (".html", "<!doctype html>")):
-        assert main(["report", str(tmp_path), "--out", str(tmp_path / f"table{suffix}")]) == 0
-        assert (tmp_path / f"table{suffix}").read_text().startswith(begins)
-    capsys.readouterr()
-    assert main(["report", str(tmp_path / "three"), "--out", "table.pdf"]) == 2
-    errors = capsys.readouterr().err
-    assert "three: no such file" in errors
-    assert "must end in .md or .html" in errors
-    (tmp_path / "empty").mkdir()
-    assert main(["report", str(tmp_path / "empty")]) == 2

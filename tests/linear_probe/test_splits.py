@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bamboo.linear_probe.splits import stratified_split
+from bamboo.linear_probe.splits import digest_of, official_split, stratified_split, write_split
 
 
 @settings(max_examples=150, deadline=None)
@@ -48,10 +48,31 @@ def test_the_split_is_golden(tmp_path: Path) -> None:
     split = stratified_split(labels, 0.25, 7)
     assert split.val.tolist() == GOLDEN
     assert stratified_split(labels, 0.25, 8).digest != split.digest
-    split.write(tmp_path / "split.npz")
+    write_split(tmp_path / "split.npz", np.arange(40), split)
     with np.load(tmp_path / "split.npz", allow_pickle=False) as stored:
         assert stored["val"].tolist() == GOLDEN
-        assert str(stored["digest"]) == split.digest
+        assert stored["rows"].tolist() == list(range(40))
+        assert (str(stored["digest"]), str(stored["rows_digest"])) == (split.digest, digest_of(np.arange(40)))
+    write_split(tmp_path / "rows.npz", np.arange(40), None)
+    with np.load(tmp_path / "rows.npz", allow_pickle=False) as stored:
+        assert set(stored.files) == {"rows", "rows_digest"}
+
+
+def test_the_official_split_is_taken_as_it_is() -> None:
+    """Validation rows in any order: that side ascending, the labelled others train; each way in which they cannot be right is refused."""
+    labels = np.array([0, 1, 0, 1, -1, 0, -1])
+    split = official_split(labels, np.array([4, 3, 0]))
+    assert (split.train.tolist(), split.val.tolist()) == ([1, 2, 5], [0, 3])
+    for rows, reason in (
+        ([0, 0], "given twice"),
+        ([7], "must be in"),
+        ([-1], "must be in"),
+        ([], "5 labelled rows train and 0 validate"),
+        ([0, 1, 2, 3, 5], "0 labelled rows train"),
+        ([1, 3], r"classes \[1\] have validation rows only"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            official_split(labels, np.array(rows, np.int64))
 
 
 def test_what_cannot_be_split_is_refused() -> None:

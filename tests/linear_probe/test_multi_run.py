@@ -1,0 +1,288 @@
+"""`multi_run` on three models and four sets: kills, failures, workers, the plan before it starts, and SLURM."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bamboo.cli.config import load
+from bamboo.cli.main import main
+from bamboo.linear_probe.failures import read_failures
+from bamboo.linear_probe.matrix.tasks import read_state, split_label, tasks_of
+from bamboo.linear_probe.multi_run import MultiRunSettings
+from bamboo.linear_probe.results import read_rows
+from tests.slurm.cluster import loopback_cluster
+
+MODELS = ("pixels:4", "pixels:6", "net=untrained:test_resnet")
+SETS = ("folder:a", "folder:b", "folder:c", "folder:d")
+START_LIMIT_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with the four sets: three classes, 12 training and 6 test images each."""
+    root = tmp_path_factory.mktemp("data")
+    for at, name in enumerate(SETS):
+        random = np.random.default_rng(at)
+        for split, count in (("train", 12), ("test", 6)):
+            for label, shade in enumerate((60, 120, 180)):
+                folder = root / name.removeprefix("folder:") / split / f"class{label}"
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    noisy = random.normal(shade, 50, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                    Image.fromarray(noisy).save(folder / f"{number}.png")
+    return root
+
+
+def arguments(data: Path, out: Path, *more: str) -> list[str]:
+    given = ["--models", *MODELS, "--datasets", *SETS, "--data-root", str(data), "--out", str(out), "--cache", str(out / "features")]
+    return [*given, "--precision", "fp32", "--workers", "0", *more]
+
+
+def start(data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "bamboo.linear_probe.multi_run", *arguments(data, out, *more)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def cells(out: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Returns every row's cell with what a second evaluation must give again; a cell that has two rows fails."""
+    rows = read_rows(out / "results.jsonl").rows
+    found = {row.cell: {"value": row.value, "scores": row.scores, "chosen": row.details["chosen"]} for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def table(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("| ")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Returns the folder and the table of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    finished = start(data, out)
+    output, errors = finished.communicate(timeout=START_LIMIT_S)
+    assert finished.returncode == 0, errors
+    assert "[12/12]" in errors
+    return out, table(output)
+
+
+def test_the_table_has_every_cell(undisturbed: tuple[Path, list[str]]) -> None:
+    """Twelve rows for 3 × 4 cells, one line a model, each set's accuracy as the row says, in a table without gaps."""
+    out, lines = undisturbed
+    found = cells(out)
+    assert len(found) == len(MODELS) * len(SETS)
+    body = {line.split(" | ")[0].strip("| "): line for line in lines[2:]}
+    assert {"pixels:4", "pixels:6", "net"} <= set(body)
+    for (model, *_), row in found.items():
+        assert f"{100 * row['value']:.2f}" in body[model]
+    assert not [line for line in lines if "–" in line.replace("---", "")]
+
+
+def test_kill_9_in_the_middle(data: Path, tmp_path: Path, undisturbed: tuple[Path, list[str]]) -> None:
+    """Killed at three moments, each time after some more cells: finished cells keep their folders to the byte and the nanosecond, and
+    the table in the end is that of the run that nothing disturbed."""
+    for wanted in (2, 5, 9):
+        process = start(data, tmp_path)
+        deadline = time.monotonic() + START_LIMIT_S
+        while len(read_rows(tmp_path / "results.jsonl").rows) < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        before = stamps(tmp_path)
+    process = start(data, tmp_path)
+    output, errors = process.communicate(timeout=START_LIMIT_S)
+    assert process.returncode == 0, errors
+    assert errors.count("(recorded before)") >= 9
+    after = stamps(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert table(output) == undisturbed[1]
+    assert cells(tmp_path) == cells(undisturbed[0])
+
+
+def stamps(out: Path) -> dict[str, tuple[int, bytes]]:
+    """Returns change time and content of every file in the folders of cells that have their row."""
+    rows = read_rows(out / "results.jsonl").rows
+    files = [file for row in rows for file in (out / row.details["folder"]).iterdir()]
+    return {str(file): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def test_cells_that_cannot_work(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing run, a set that is not there and a damaged image: the other cells finish, exit code 1, each reason in the table and the
+    journal; mended, the same command evaluates what was missing and nothing else."""
+    broken = tmp_path / "data"
+    for name in ("a", "b"):
+        shutil.copytree(data / name, broken / name)
+    good = (broken / "b" / "test" / "class0" / "0.png").read_bytes()
+    (broken / "b" / "test" / "class0" / "0.png").write_bytes(good[:40])
+    out = tmp_path / "out"
+    words = ["multi_run", "--models", "pixels:4", "runs/none", "--datasets", *SETS[:3], "--data-root", str(broken), "--out", str(out)]
+    words += ["--cache", str(tmp_path / "features"), "--precision", "fp32", "--workers", "0", "--device", "cpu"]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert len(cells(out)) == 1
+    for reason in ("checkpoint=runs/none", "0.png", "folder:c"):
+        assert reason in said.err
+        assert reason in said.out
+    assert "5 cells failed" in said.err
+    assert len(read_failures(out)) == 5
+    (broken / "b" / "test" / "class0" / "0.png").write_bytes(good)
+    shutil.copytree(data / "c", broken / "c")
+    words.remove("runs/none")
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert said.err.count("(recorded before)") == 1
+    assert len(cells(out)) == 3
+    assert [line for line in table(said.out) if "failed" in line and not line.startswith("| runs/none")] == []
+
+
+def test_a_defect_in_one_cell_is_tried_again_and_noted(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A MemoryError in one of two cells, twice: two attempts, a traceback for each, the other cell finishes; a single one is survived."""
+    from bamboo.linear_probe.matrix import worker
+
+    calls: list[str] = []
+    run = worker.run
+
+    def failing(cell: Any, *rest: Any) -> Any:
+        calls.append(cell.dataset)
+        if cell.dataset == "folder:a" and calls.count("folder:a") <= broken:
+            raise MemoryError("no room")
+        return run(cell, *rest)
+
+    monkeypatch.setattr(worker, "run", failing)
+    words = ["multi_run", "--models", "pixels:4", "--datasets", *SETS[:2], "--data-root", str(data), "--workers", "0", "--device", "cpu"]
+    for broken, code, counts in ((2, 1, (2, 1)), (1, 0, (2, 1))):
+        calls.clear()
+        out = tmp_path / str(broken)
+        assert main([*words, "--out", str(out), "--cache", str(tmp_path / "features")]) == code
+        assert (calls.count("folder:a"), calls.count("folder:b")) == counts
+        errors = capsys.readouterr().err
+        assert errors.count("MemoryError: no room\n") >= broken
+        assert len(cells(out)) == 2 - code
+
+
+def test_a_dry_run_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbered tasks with their cells, and for SLURM the script; exit code 1 and the reason where a set cannot be opened."""
+    assert main(["multi_run", *arguments(data, tmp_path, "--dry-run", "--protocol", "standard", "knn", "--launcher", "slurm")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("standard 100p, knn 100p") == 12
+    assert "#SBATCH --array=0-11\n" in shown
+    assert main(["multi_run", *arguments(data, tmp_path, "--dry-run", "--roots", "{folder:b: nowhere}")]) == 1
+    assert "data_root=nowhere" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--datasets", "fod"], "did you mean 'food'"),
+        (["--protocol", "standart"], "did you mean 'standard'"),
+        (["--subset", "200p"], "subset"),
+        (["--models", "a", "a"], "'a' is given 2 times"),
+        (["--models", "x=runs/1", "x=runs/2"], "LABEL=CHECKPOINT"),
+        (["--tasks", "12"], "tasks=12"),
+        (["--roots", "{pat: /data}"], "did you mean 'pet'"),
+        (["--slurm.partion", "gpu"], "did you mean"),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(
+    options: list[str], said: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unknown names, names given twice, numbers out of range: exit code 2 with the remedy, and nothing is written."""
+    given = arguments(data, tmp_path)
+    if options[0] in given:
+        at = given.index(options[0])
+        end = next(i for i in range(at + 1, len(given)) if given[i].startswith("--"))
+        del given[at:end]
+    assert main(["multi_run", *given, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_tasks_are_numbered_alike_everywhere(tmp_path: Path) -> None:
+    """Model by model, set by set; a set in the folder of its name, elsewhere, or in torchvision's common root; labels."""
+    (tmp_path / "pet").mkdir()
+    tasks = tasks_of(["m", "n=runs/n"], ["pet", "dtd", "car"], ["knn"], ["100p", "10p"], tmp_path, {"car": Path("/cars")})
+    facts = [(task.number, task.model, task.checkpoint, task.dataset) for task in tasks]
+    assert facts[2:4] == [(2, "m", "m", "car"), (3, "n", "runs/n", "pet")]
+    assert [task.root for task in tasks[:3]] == [tmp_path / "pet", tmp_path, Path("/cars")]
+    assert tasks[0].cells == (("knn", "100p"), ("knn", "10p"))
+    assert split_label("runs/a=b") == (None, "runs/a=b")
+
+
+def test_a_state_of_another_run_is_none(tmp_path: Path) -> None:
+    """A file of an earlier start, a torn one and a missing one do not pass for this run's."""
+    path = tmp_path / "state.json"
+    for content in ("", "{", "[]", json.dumps({"run": "old", "model": "m", "dataset": "d", "cells": []})):
+        path.write_text(content)
+        assert read_state(path, "new") is None
+    assert read_state(path, "old") is not None
+    assert read_state(tmp_path / "none.json", "new") is None
+
+
+def test_the_script_of_the_original(data: Path, tmp_path: Path) -> None:
+    """linear_probe/multi_run.sh with commas between models, and options after `--`, against the tasks of the command it stands for."""
+    script = Path(__file__).resolve().parents[2] / "linear_probe" / "multi_run.sh"
+    more = ["--datasets", "folder:a", "--out", str(tmp_path), "--dry-run"]
+    command = ["bash", str(script), str(data), "pixels:4,", "net=untrained:test_resnet", "--", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHON": sys.executable})
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" (")[0].strip() for line in done.stdout.splitlines()] == ["0  pixels:4 on folder:a", "1  net on folder:a"]
+    assert subprocess.run(["bash", str(script), str(data)], capture_output=True, check=False).returncode == 2
+
+
+def test_the_matrix_file_of_the_project_loads() -> None:
+    """configs/linear_probe/100p.yaml names the ten sets and all images."""
+    file = Path(__file__).resolve().parents[2] / "configs" / "linear_probe" / "100p.yaml"
+    config = load(MultiRunSettings, file, {"models": ["m"]})
+    assert len(config.datasets) == 10
+    assert config.subset == ("100p",)
+
+
+@pytest.mark.slow
+def test_local_workers_and_one_that_dies(data: Path, tmp_path: Path, undisturbed: tuple[Path, list[str]]) -> None:
+    """Two worker processes give the undisturbed table; of a worker that is killed the task is started again."""
+    process = start(data, tmp_path, "--processes", "2")
+    state, victim = tmp_path / "state", None
+    deadline = time.monotonic() + START_LIMIT_S
+    while victim is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if list(state.glob("*.json")) else []
+        victim = int(children[0]) if children else None
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert table(output) == undisturbed[1]
+    assert cells(tmp_path) == cells(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_matrix_on_slurm(data: Path, tmp_path: Path, undisturbed: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array of tasks under slurmctld and two slurmd gives the undisturbed table; a set that is not there fails alone."""
+    with loopback_cluster(tmp_path / "cluster") as config:
+        monkeypatch.setenv("SLURM_CONF", str(config))
+        out = tmp_path / "out"
+        process = start(data, out, "--launcher", "slurm", "--slurm.cpus", "1", "--roots", "{folder:d: nowhere}")
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == 1, errors
+        assert "3 cells failed" in errors
+        assert "data_root=nowhere" in output
+        process = start(data, out, "--launcher", "slurm", "--slurm.cpus", "1")
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+        assert errors.count("(recorded before)") == 9
+        assert table(output) == undisturbed[1]
