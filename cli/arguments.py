@@ -93,7 +93,8 @@ def options(cls: type[Any]) -> list[str]:
 
 
 def _help(known: Mapping[str, Leaf], prog: str, doc: str, positional: Sequence[str], *, in_full: bool) -> str:
-    words = "".join(f" {key.upper()}" if known[key].default is dataclasses.MISSING else f" [{key.upper()}]" for key in positional)
+    named = ((key, f"{key.upper()}…" if known[key].is_list else key.upper()) for key in positional)
+    words = "".join(f" {name}" if known[key].default is dataclasses.MISSING else f" [{name}]" for key, name in named)
     usage = f"{prog}{words} [--config FILE] [--setting VALUE …]"
     full = _one_by_one(known, usage, doc)
     return full if in_full or full.count("\n") <= _SCREEN_LINES else _by_section(known, usage, doc)
@@ -107,7 +108,7 @@ def _one_by_one(known: Mapping[str, Leaf], usage: str, doc: str) -> str:
     for key, leaf in known.items():
         text = " ".join(leaf.doc.split())
         shown = f"{text} ({_show(leaf)})" if _show(leaf) else text
-        nargs = "?" if leaf.is_flag else None
+        nargs = "?" if leaf.is_flag else "+" if leaf.is_list else None
         group.add_argument(f"--{key.replace('_', '-')}", metavar="VALUE", nargs=nargs, help=shown.replace("%", "%%"))
     return parser.format_help()
 
@@ -132,4 +133,6 @@ def _by_section(known: Mapping[str, Leaf], usage: str, doc: str) -> str:
 def _show(leaf: Leaf) -> str:
     if leaf.default is dataclasses.MISSING:
         return "required"
+    if leaf.is_list and leaf.default is not None:
+        return f"default: {' '.join(map(str, leaf.default))}" if leaf.default else ""
     return "" if leaf.default is None else f"default: {leaf.default}"

@@ -50,13 +50,13 @@ class Leaf:
     @property
     def is_list(self) -> bool:
         """Whether the option takes several words, `--key A B`, besides YAML's `--key [A, B]`."""
-        return get_origin(self.annotation) in (list, tuple)
+        return _list_type(self.annotation) is not None
 
     def gather(self, words: Sequence[str]) -> str:
         """Returns the YAML list of several words, each read as a value of the list; a single `[A, B]` is one already."""
         if len(words) == 1 and words[0].startswith("["):
             return words[0]
-        item = dataclasses.replace(self, annotation=get_args(self.annotation)[0])
+        item = dataclasses.replace(self, annotation=get_args(_list_type(self.annotation))[0])
         return json.dumps([item.parse(word) for word in words], default=str)
 
     def parse(self, text: str) -> Any:
@@ -202,6 +202,13 @@ def _nested(annotation: Any) -> type[Any] | None:
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
             return candidate
     return None
+
+
+def _list_type(annotation: Any) -> Any:
+    """Returns the list or tuple type that `annotation` is, or is beside None, else None."""
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    lists = [candidate for candidate in candidates if get_origin(candidate) in (list, tuple)]
+    return lists[0] if len(lists) == 1 and set(candidates) <= {lists[0], type(None)} else None
 
 
 def _default(field: Any) -> Any:

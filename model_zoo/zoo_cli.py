@@ -5,19 +5,14 @@ bamboo zoo fetch bamboo-rn50
 bamboo zoo convert checkpoint.pth.tar@bamboo-vitb16 exports/bamboo-vitb16 --head keep
 """
 
-import importlib
-import inspect
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..cli.arguments import parse, split
-from ..cli.config import leaves, nearest, settings
-from ..cli.errors import EXIT_DONE, EXIT_USER, UserError
+from ..cli.commands import Command, run_command, settings_of
+from ..cli.config import settings
 from .registry import Normalisation
 
 
@@ -28,7 +23,7 @@ class ListSettings:
     bamboo zoo list vit in21k
     """
 
-    words: str = ""
+    words: tuple[str, ...] = ()
     """Words to look for, in any column."""
     runs: Path | None = None
     """Also list the finished runs in this folder."""
@@ -45,7 +40,7 @@ class FetchSettings:
     bamboo zoo fetch bamboo-rn50 clip-rn50
     """
 
-    ids: str
+    ids: tuple[str, ...]
     """Ids of the registry, or all."""
     dry_run: bool = False
     """Say what would be fetched and how large it is, then stop."""
@@ -119,46 +114,35 @@ class ConvertSettings:
         return ["classes: names the outputs of a head; add head=keep"] if self.classes is not None and self.head == "drop" else []
 
 
-SETTINGS: Mapping[str, type[Any]] = MappingProxyType(
-    {"list": ListSettings, "fetch": FetchSettings, "show": ShowSettings, "convert": ConvertSettings},
-)
-_LINES = MappingProxyType(
-    {
-        "list": "the checkpoints of the registry, and one's own runs",
-        "fetch": "download checkpoints: resumed, verified, once for all processes",
-        "show": "all that is known of one checkpoint",
-        "convert": "turn a checkpoint of others into model.safetensors and model.json",
-    }
-)
-_POSITIONAL = MappingProxyType({"list": ("words",), "fetch": ("ids",), "show": ("id",), "convert": ("checkpoint", "out")})
-_MODULES = MappingProxyType({"list": "zoo_list", "fetch": "zoo_fetch", "show": "zoo_show", "convert": "convert"})
-
-
-def usage() -> str:
-    """Returns the text of `bamboo zoo --help`."""
-    lines = "\n".join(f"  {name:<9}{line}" for name, line in _LINES.items())
-    return f"usage: bamboo zoo COMMAND [--help] …\n\ncommands:\n{lines}\n\nStart here: bamboo zoo list\n"
+COMMANDS = {
+    "list": Command(
+        settings=ListSettings,
+        run="bamboo.model_zoo.zoo_list.run",
+        line="the checkpoints of the registry, and one's own runs",
+        positional=("words",),
+    ),
+    "fetch": Command(
+        settings=FetchSettings,
+        run="bamboo.model_zoo.zoo_fetch.run",
+        line="download checkpoints: resumed, verified, once for all processes",
+        positional=("ids",),
+    ),
+    "show": Command(
+        settings=ShowSettings,
+        run="bamboo.model_zoo.zoo_show.run",
+        line="all that is known of one checkpoint",
+        positional=("id",),
+    ),
+    "convert": Command(
+        settings=ConvertSettings,
+        run="bamboo.model_zoo.convert.run",
+        line="turn a checkpoint of others into model.safetensors and model.json",
+        positional=("checkpoint", "out"),
+    ),
+}
+SETTINGS = settings_of(COMMANDS)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one of the commands and returns its exit code; what a command needs is imported only when it is called."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        sys.stdout.write(usage())
-        return EXIT_DONE if argv else EXIT_USER
-    name, arguments = argv[0], argv[1:]
-    if name not in SETTINGS:
-        raise UserError(f"no command {name!r}{nearest(name, list(SETTINGS))}; see bamboo zoo --help")
-    prog, doc = f"bamboo zoo {name}", inspect.getdoc(SETTINGS[name]) or ""
-    if name in ("list", "fetch"):
-        arguments = _join_words(SETTINGS[name], arguments, prog)
-    config = parse(SETTINGS[name], arguments, prog=prog, doc=doc, positional=_POSITIONAL[name])
-    code: int = importlib.import_module(f".{_MODULES[name]}", __package__).run(config)
-    return code
-
-
-def _join_words(cls: type[Any], argv: Sequence[str], prog: str) -> list[str]:
-    """Returns the command line with the words that belong to no option as one."""
-    if {"--help", "-h", "--help-all"} & set(argv):
-        return list(argv)
-    texts, words = split(argv, {leaf.key: leaf for leaf in leaves(cls)}, prog)
-    return [*(f"--{key}={text}" for key, text in texts.items()), *([" ".join(words)] if words else [])]
+    """Runs one of the commands and returns its exit code."""
+    return run_command("zoo", COMMANDS, argv, start="bamboo zoo list")

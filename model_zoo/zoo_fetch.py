@@ -22,7 +22,7 @@ def run(config: FetchSettings) -> int:
     )
     access = dataclasses.replace(access, patience=Patience(stall_s=config.stall_s, attempts=config.attempts))
     entries = read_registry(access.registry)
-    names = config.ids.replace(",", " ").split()
+    names = [name for word in config.ids for name in word.split(",") if name]
     chosen = list(entries.values()) if names == ["all"] else [find_entry(entries, name) for name in dict.fromkeys(names)]
     if config.dry_run:
         return _dry_run(chosen, access)

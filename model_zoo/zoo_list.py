@@ -21,10 +21,10 @@ def run(config: ListSettings) -> int:
     rows = [_row(entry, access) for entry in read_registry(access.registry).values()]
     if config.runs is not None:
         rows += run_rows(config.runs)
-    words = config.words.lower().split()
+    words = [word.lower() for word in config.words]
     chosen = [row for row in rows if all(word in " ".join(row).lower() for word in words)]
     if not chosen:
-        raise UserError(f"words={config.words!r}: none of the {len(rows)} checkpoints holds them all")
+        raise UserError(f"words={' '.join(config.words)}: none of the {len(rows)} checkpoints holds them all")
     sys.stdout.write(
         f"{_table([_HEADER, *chosen])}\n{len(chosen)} of {len(rows)}; open one with zoo:ID, see more with bamboo zoo show ID\n"
     )

@@ -1,5 +1,8 @@
-"""A small pool, packed once, and a run of timm's test models on it."""
+"""A small pool, packed once, and a run of timm's test models on it; and a disk that fills up."""
 
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +40,24 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_pool(folder / "images" / split, num_images, seed)
         pack(folder / "images" / split, folder / split)
     return folder
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Returns a function that mounts a real file system of a given size (`4m`) and returns where; it goes with the test."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs takes root")
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -3,16 +3,14 @@
 bamboo sets check pet data/
 """
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...cli.arguments import parse
-from ...cli.config import nearest, settings
-from ...cli.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, UserError
+from ...cli.commands import Command, run_command, settings_of
+from ...cli.config import settings
+from ...cli.errors import EXIT_DONE, EXIT_FAILURE
 from .facts import SETS, SplitName, describe
 
 if TYPE_CHECKING:
@@ -52,28 +50,27 @@ class DownloadSettings:
     """Folder to put it in."""
 
 
-SETTINGS: Mapping[str, type[Any]] = MappingProxyType({"list": ListSettings, "check": CheckSettings, "download": DownloadSettings})
-
-
-def usage() -> str:
-    """Returns the text of `bamboo sets --help`."""
-    lines = "\n".join(f"  {name:<10}{(inspect.getdoc(cls) or '').split(':')[0].rstrip('.')}" for name, cls in SETTINGS.items())
-    return f"usage: bamboo sets COMMAND [--help] …\n\ncommands:\n{lines}\n\nStart here: bamboo sets list\n"
+COMMANDS = {
+    "list": Command(settings=ListSettings, run=f"{__name__}.run_list", line="the sets, their official numbers and sources"),
+    "check": Command(
+        settings=CheckSettings,
+        run=f"{__name__}.run_check",
+        line="open both splits of a set on disk and say what was found",
+        positional=("name", "root"),
+    ),
+    "download": Command(
+        settings=DownloadSettings,
+        run=f"{__name__}.run_download",
+        line="download a set, or say how it can be had",
+        positional=("name", "root"),
+    ),
+}
+SETTINGS = settings_of(COMMANDS)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one of the commands and returns its exit code."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        sys.stdout.write(usage())
-        return EXIT_DONE if argv else EXIT_USER
-    name, arguments = argv[0], argv[1:]
-    if name not in SETTINGS:
-        raise UserError(f"no command {name!r}{nearest(name, list(SETTINGS))}; see bamboo sets --help")
-    doc = inspect.getdoc(SETTINGS[name]) or ""
-    positional = () if name == "list" else ("name", "root")
-    config = parse(SETTINGS[name], arguments, prog=f"bamboo sets {name}", doc=doc, positional=positional)
-    runs: dict[str, Callable[[Any], int]] = {"list": run_list, "check": run_check, "download": run_download}
-    return runs[name](config)
+    return run_command("sets", COMMANDS, argv, start="bamboo sets list")
 
 
 def run_list(config: ListSettings) -> int:

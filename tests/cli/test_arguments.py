@@ -170,7 +170,7 @@ def test_options_are_what_the_golden_file_freezes() -> None:
         "--samples_per_shard default: 1000",
         "--overwrite default: False",
         "--note",
-        "--sizes default: (64,)",
+        "--sizes default: 64",
         "--optim.learning_rate default: 0.1",
         "--optim.momentum default: 0.9",
     ]

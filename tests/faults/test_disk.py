@@ -1,8 +1,7 @@
 """A full or read-only disk under a run: a clear message, and the last good checkpoint stays whole."""
 
-import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,9 @@ from tests.pretrain.launch import options
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(mount_disk: Callable[[str], Path]) -> Path:
     """Returns the mount point of a real file system of 4 MiB; a checkpoint of test_vit takes 1.1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return mount_disk("4m")
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
