@@ -109,6 +109,20 @@ def test_members_leave_a_batch_as_they_would_end_alone() -> None:
     assert len({descent.iterations for descent in together}) > 1
 
 
+def test_members_that_rounding_stops_leave_where_they_are() -> None:
+    """A rule that is never met, in float32: every member ends unconverged, within 1e-6 of scikit-learn's optimum."""
+    features, labels = rows()
+    problem = Problem(features.clone(), labels, NUM_CLASSES)
+    objective = problem.objective()
+    points = Points.of(objective.start(), 3)
+    for ridge, descent in zip(
+        RIDGES, minimise_all(objective, problem.gram, RIDGES[:3], points, History(), lambda progress: False), strict=False
+    ):
+        assert not descent.converged
+        assert descent.iterations < 1000
+        assert descent.point.value(ridge) == pytest.approx(optimum(features, labels, ridge)[0], rel=1e-6)
+
+
 def test_passes_are_counted_for_every_member() -> None:
     """Two passes an iteration for each member that runs, and two for the point they start from."""
     features, labels = rows()
@@ -121,7 +135,7 @@ def test_passes_are_counted_for_every_member() -> None:
 
 @pytest.mark.parametrize("spread", [0.6, 6.0])
 def test_a_batched_path_is_the_path(spread: float) -> None:
-    """`sweep(batch=True)` against `batch=False`, with and without interpolation: losses within 2 %, validation within 1.5 points, same end."""
+    """`sweep(batch=True)` against `batch=False`, with and without interpolation: losses within 2 %, scores within 1.5 points, same end."""
     random = np.random.default_rng(3)
     labels = torch.from_numpy(random.integers(0, NUM_CLASSES, NUM_ROWS))
     centres = torch.from_numpy(random.normal(size=(NUM_CLASSES, NUM_FEATURES)) * spread)
@@ -137,6 +151,22 @@ def test_a_batched_path_is_the_path(spread: float) -> None:
         assert ours.val_score == pytest.approx(theirs.val_score, abs=0.015)
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=0.02, abs=floor / 10)
     assert batched.points[batched.best].val_score == pytest.approx(warm.points[warm.best].val_score, abs=0.006)
+
+
+def test_a_batched_path_does_not_overshoot_where_rows_are_interpolated() -> None:
+    """Few rows of many features, to the weak end of the grid: scores and losses of `sweep(batch=True)` are the warm path's there too."""
+    random = np.random.default_rng(4)
+    labels = torch.from_numpy(np.arange(600) % 20)
+    modes = torch.from_numpy(random.normal(size=(80, 150)))[4 * labels + torch.from_numpy(random.integers(0, 4, 600))]
+    deviations = torch.from_numpy((1.0 + np.arange(150)) ** -0.5)
+    features = ((0.5 * modes + torch.from_numpy(random.normal(size=(600, 150)))) * deviations).clamp(min=-0.1).float()
+    problem = Problem(features, labels, 20)
+    score = accuracy_on(problem.validation(480).labels_N1[:, 0])
+    ridges = [problem.gram.mean_eigenvalue * 10.0 ** (2 - step / 4) for step in range(45)]
+    batched, warm = (sweep(problem, 480, ridges, score, patience=45, batch=together) for together in (True, False))
+    for ours, theirs in zip(batched.points[20:], warm.points[20:], strict=True):
+        assert ours.val_score == pytest.approx(theirs.val_score, abs=0.02)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=0.5)
 
 
 def test_a_run_is_shorter_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from bamboo.linear_probe.certificate import certify
+from bamboo.linear_probe.feature_rows import HeldRows
 from bamboo.linear_probe.gram import gram_of
 from bamboo.linear_probe.lbfgs import History, decrement_below, minimise
 from bamboo.linear_probe.objective import Objective
@@ -65,6 +66,7 @@ CASES = {
     "class absent": Case(*one_absent(), num_classes=6, penalty=1.0),
     "ill-conditioned, large mean": Case(*large_mean(), num_classes=4, penalty=1e-2),
     "many classes": Case(*blobs(1200, 40, 100, spread=1.0, seed=6), num_classes=100, penalty=1.0),
+    "400 classes": Case(*blobs(1600, 24, 400, spread=1.0, seed=9), num_classes=400, penalty=1.0),
 }
 
 
@@ -135,14 +137,15 @@ def test_the_certificate_bounds_the_true_gap(name: str, iterations: int) -> None
     """Relative gap against F / F* − 1 with scikit-learn's F*, at points from the start of a descent to its end; D ≤ F*."""
     case = CASES[name]
     problem = Problem(torch.from_numpy(case.features.copy()), torch.from_numpy(case.labels), case.num_classes)
-    case = dataclasses.replace(case, features=problem.features_ND.numpy())  # the certificate is of the rows as float32 centred them
+    centred = torch.cat([block for _, block in problem.rows.blocks()])
+    case = dataclasses.replace(case, features=centred.numpy())  # the certificate is of the rows as float32 centred them
     best, _, _ = sklearn_optimum(case)
     objective_, ridge = problem.objective(), case.penalty / len(case.labels)
     rule = decrement_below(0.0, 0.0)
     descent = minimise(objective_, problem.gram, ridge, objective_.start(), History(), rule, max_iterations=iterations)
     parameters, certificate = certify(objective_, ridge, descent.point.parameters_KE)
     weight, bias = parameters[:, :-1].numpy(), parameters[:, -1].numpy()
-    assert certificate.value == pytest.approx(objective(case, weight, bias, problem.features_ND.double().numpy()), rel=1e-12)
+    assert certificate.value == pytest.approx(objective(case, weight, bias, centred.double().numpy()), rel=1e-12)
     assert certificate.relative_gap >= certificate.value / best - 1 - 1e-9
     assert certificate.lower_bound <= best * (1 + 1e-9)
     bound = certificate.gradient_norm**2 / (2 * ridge)
@@ -154,7 +157,7 @@ def test_the_gram_matrix_is_numpys(shape: tuple[int, int]) -> None:
     """U diag(s) Uᵀ against numpy's XᵀX / N, tall and wide; mean eigenvalue = trace / D."""
     features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     features -= features.mean(0)
-    gram = gram_of(torch.from_numpy(features))
+    gram = gram_of(HeldRows(torch.from_numpy(features)))
     expected = features.astype(np.float64).T @ features / shape[0]
     vectors = gram.eigenvectors_DR.numpy()
     np.testing.assert_allclose(vectors * gram.eigenvalues_R.numpy() @ vectors.T, expected, atol=1e-6)
