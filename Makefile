@@ -10,8 +10,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VIEW := build/view/bamboo
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-# Packages with code, for mypy: what pyproject.toml lists, without the configs.
-PACKAGES = $(shell sed -n 's/^    "\(bamboo\.[a-z_.]*\)",$$/\1/p' pyproject.toml | grep -v '^bamboo\.configs')
+# The rooms, for mypy: what pyproject.toml lists at the top, without the configs; what lies below them comes along.
+PACKAGES = $(shell sed -n 's/^    "\(bamboo\.[a-z_]*\)",$$/\1/p' pyproject.toml | grep -v '^bamboo\.configs')
 PYTHON_CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14
 CHROMIUM_CANDIDATES := chromium chromium-browser google-chrome google-chrome-stable
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -5,7 +5,7 @@
 
 Both minimise the same F on the same rows, from strong to weak regularisation, each value from the last one's solution:
 
-    bamboo          the descent of `bamboo.linear_probe.path.sweep`: its stop rule, its warm start, without the scoring
+    bamboo          the descent of `bamboo.linear_probe.solver.path.sweep`: its stop rule, its warm start, without the scoring
     scikit-learn    LogisticRegression(solver="lbfgs", warm_start=True) on *centred* features, in float32 and in float64; it is stopped
                     at its first iterate whose F is no higher than bamboo's at that value, by a callback that reads the F it has
                     computed itself: the least that it needs for an equal gap, which its own rules could not know
@@ -36,9 +36,9 @@ import torch
 from provenance import provenance, write_results
 from sklearn.linear_model import LogisticRegression
 
-from bamboo.linear_probe.lbfgs import History, decrement_below, minimise
-from bamboo.linear_probe.path import sweep
-from bamboo.linear_probe.solver import Problem, full_float32
+from bamboo.linear_probe.solver.problem import Problem, full_float32
+from bamboo.linear_probe.solver.lbfgs import History, decrement_below, minimise
+from bamboo.linear_probe.solver.path import sweep
 
 GRID = tuple(10.0 ** (2.0 - step / 4.0) for step in range(45))  # λ / n over the mean eigenvalue of the Gram matrix, as `standard`
 TOLERANCE, FLOOR_SHARE = 1e-4, 0.01

@@ -1,7 +1,7 @@
 """What a figure needs beside it to be believed: command, machine, versions, date, revision; and how rounds are compared.
 
-    benchmarks/results/NAME.json  everything, with every round
-    benchmarks/results/NAME.md    the table, with the same provenance
+benchmarks/results/NAME.json  everything, with every round
+benchmarks/results/NAME.md    the table, with the same provenance
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
 """Our training loop against the barest possible loop of the same timm model on the same in-memory batches.
 
-    python benchmarks/step_overhead.py
-    python benchmarks/step_overhead.py --rounds 3      # a quick look, which overwrites the results as well
+python benchmarks/step_overhead.py
+python benchmarks/step_overhead.py --rounds 3      # a quick look, which overwrites the results as well
 
-    bamboo    Trainer, PlainEngine, Objective, schedule, Meter and the JSON-lines log, a line every 20 steps
-    bare      normalise → autocast → cross-entropy → backward → SGD step, and nothing else
+bamboo    Trainer, PlainEngine, Objective, schedule, Meter and the JSON-lines log, a line every 20 steps
+bare      normalise → autocast → cross-entropy → backward → SGD step, and nothing else
 """
 
 import argparse

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..metrics import Accuracy, Metric, Scores, score
-from ..solver import Matrix, full_float32
+from ..solver.problem import Matrix, full_float32
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, SelectedOn, check_sides, load_rows, row_blocks
 
 Segments = list[tuple[torch.Tensor, torch.Tensor]]

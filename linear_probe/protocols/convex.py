@@ -13,8 +13,8 @@ import torch
 
 from ...cli.errors import UserError
 from ..metrics import Metric, score
-from ..path import Path, sweep
-from ..solver import Classifier, Fit, Matrix, Problem, open_problem
+from ..solver.path import Path, sweep
+from ..solver.problem import Classifier, Fit, Matrix, Problem, open_problem
 from ..splits import Split
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, check_sides, hold_out, row_blocks
 from .parametric import parametric_sweep

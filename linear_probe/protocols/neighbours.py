@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..metrics import Metric, Scores, score
-from ..solver import Matrix, full_float32
+from ..solver.problem import Matrix, full_float32
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, check_sides, hold_out, row_blocks
 
 _QUERY_ROWS = 1024

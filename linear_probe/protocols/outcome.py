@@ -16,7 +16,7 @@ import torch
 from ...cli.errors import UserError
 from ...datasets.atomic import sha256_json
 from ..metrics import Metric, Scores
-from ..solver import Matrix
+from ..solver.problem import Matrix
 from ..splits import Split, official_split, stratified_split
 
 SelectedOn = Literal["validation", "test", "nothing"]

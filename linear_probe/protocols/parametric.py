@@ -1,6 +1,6 @@
 """A search over λ that solves few values of a fine grid: coarse ones first, then ever closer neighbours of the best.
 
-Shape letters as in solver.py; M validation rows.
+Shape letters as in solver/problem.py; M validation rows.
 """
 
 import math
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..lbfgs import History, decrement_below, minimise
-from ..objective import Objective
-from ..path import Path, PathPoint, Score
-from ..solver import Problem, full_float32
+from ..solver.lbfgs import History, decrement_below, minimise
+from ..solver.objective import Objective
+from ..solver.path import Path, PathPoint, Score
+from ..solver.problem import Problem, full_float32
 
 
 def parametric_sweep(

@@ -12,7 +12,7 @@ import torch
 
 from ...cli.errors import DataError
 from ..metrics import Metric, score
-from ..solver import Matrix, full_float32
+from ..solver.problem import Matrix, full_float32
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, check_sides, hold_out, row_blocks
 
 _SCORED_ROWS = 4096

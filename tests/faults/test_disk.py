@@ -17,9 +17,7 @@ def small_disk(mount_disk: Callable[[str], Path]) -> Path:
     return mount_disk("4m")
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(
-    pool: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(pool: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Space for a few checkpoints only: exit code 1 with the file and the reason, the newest one whole, nothing half-written."""
     settings = {"run.keep_checkpoints": "100", "run.checkpoint_every": "2 steps", "optimizer.name": "adamw"}
     assert main(["pretrain", *options(pool, small_disk / "run", settings)]) == 1

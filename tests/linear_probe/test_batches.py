@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from bamboo.linear_probe.lbfgs import History, decrement_below, minimise, minimise_all
-from bamboo.linear_probe.objective import Points
-from bamboo.linear_probe.path import run_length, sweep
-from bamboo.linear_probe.solver import Problem
+from bamboo.linear_probe.solver.problem import Problem
+from bamboo.linear_probe.solver.lbfgs import History, decrement_below, minimise, minimise_all
+from bamboo.linear_probe.solver.objective import Points
+from bamboo.linear_probe.solver.path import run_length, sweep
 
 F64 = npt.NDArray[np.float64]
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES, NUM_FOLDS = 900, 20, 4, 5
@@ -175,7 +175,7 @@ def test_a_run_is_shorter_where_memory_is_short(monkeypatch: pytest.MonkeyPatch)
     objective = Problem(features, labels, NUM_CLASSES).objective()
     each = 4 * 4 * NUM_ROWS * NUM_CLASSES + 160 * NUM_CLASSES * (NUM_FEATURES + 1)
     for free, expected in ((10**12, 8), (2 * 3 * each + 1, 3), (1, 1)):
-        monkeypatch.setattr("bamboo.linear_probe.path.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("bamboo.linear_probe.solver.path.free_bytes", lambda device, free=free: free)
         assert run_length(objective) == expected
 
 

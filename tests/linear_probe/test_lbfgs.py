@@ -2,10 +2,10 @@
 
 import torch
 
-from bamboo.linear_probe.gram import Gram, Preconditioner
-from bamboo.linear_probe.lbfgs import History
-from bamboo.linear_probe.line_search import Penalty, search
-from bamboo.linear_probe.objective import Objective
+from bamboo.linear_probe.solver.gram import Gram, Preconditioner
+from bamboo.linear_probe.solver.lbfgs import History
+from bamboo.linear_probe.solver.line_search import Penalty, search
+from bamboo.linear_probe.solver.objective import Objective
 
 PROBLEMS, CLASSES, FEATURES, ROWS = 2, 3, 4, 40
 RIDGES = torch.tensor([0.5, 0.01], dtype=torch.float64)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from bamboo.linear_probe.path import sweep
 from bamboo.linear_probe.protocols.parametric import parametric_sweep
-from bamboo.linear_probe.solver import Problem, open_problem
+from bamboo.linear_probe.solver.problem import Problem, open_problem
+from bamboo.linear_probe.solver.path import sweep
 from tests.linear_probe.clouds import sides
 
 GRID = tuple(10.0 ** (6 - step / 8) / 400 for step in range(97))

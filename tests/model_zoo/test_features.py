@@ -36,7 +36,14 @@ def extract(backbone: Backbone, pool: Path, cache: Path, precision: str = "fp32"
     shards = Shards.open(pool / "val")
     device = torch.device("cpu")
     return extract_features(
-        backbone, shards, cache, precision=precision, batch_size=4, workers=workers, device=device, what="val"  # type: ignore[arg-type]  # precision and workers are parametrised by the tests
+        backbone,
+        shards,
+        cache,
+        precision=precision,
+        batch_size=4,
+        workers=workers,
+        device=device,
+        what="val",  # type: ignore[arg-type]  # precision and workers are parametrised by the tests
     )
 
 

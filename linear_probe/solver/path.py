@@ -1,6 +1,6 @@
 """The path over λ: one warm-started descent from strong to weak regularisation, scored on validation rows at every value.
 
-Shape letters as in solver.py; M validation rows.
+Shape letters as in problem.py; M validation rows.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 from .feature_rows import MEMORY_SHARE, free_bytes
 from .lbfgs import Descent, History, decrement_below, minimise_all
 from .objective import Objective, Point, Points
-from .solver import Problem, full_float32
+from .problem import Problem, full_float32
 
 _LONGEST_RUN = 8
 
