@@ -5,17 +5,18 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from string import Template
 
-from ..cli.errors import UserError
+from ..cli.errors import BambooError, UserError
 from .settings import SlurmSettings
 
 TASK = "$SLURM_ARRAY_TASK_ID"
 """Stands in a command for the number of the task."""
 
 _COMMAND_LIMIT_S = 120.0
+_SILENCE_LIMIT_S = 600.0
 
 _SCRIPT = Template("""\
 #!/bin/bash
@@ -55,7 +56,7 @@ def render_array(name: str, tasks: Sequence[int], command: Sequence[str], folder
     options = {
         "job-name": name,
         "array": ranges(tasks) + throttle,
-        "output": str(logs / "%A_%a.log"),
+        "output": f"{str(logs).replace('%', '%%')}/%A_%a.log",
         "nodes": "1",
         "ntasks": "1",
         "cpus-per-task": str(settings.cpus),
@@ -67,7 +68,7 @@ def render_array(name: str, tasks: Sequence[int], command: Sequence[str], folder
         "time": settings.time,
         "constraint": settings.constraint,
     }
-    directives = [f"#SBATCH --{option}={value}" for option, value in options.items() if value is not None]
+    directives = [f"#SBATCH --{option}={_quoted(value)}" for option, value in options.items() if value is not None]
     return _SCRIPT.substitute(
         directives="\n".join([*directives, *(f"#SBATCH {option}" for option in settings.extra)]),
         folder=shlex.quote(str(folder)),
@@ -109,10 +110,35 @@ def is_running(array: Array) -> bool:
     return array.job in _run(["squeue", "--me", "--noheader", "--format=%F"]).split()
 
 
-def wait(array: Array, poll_s: float = 5.0) -> None:
-    """Returns when no task of the array is pending or running any more."""
-    while is_running(array):
+def wait(array: Array, watch: Callable[[], object] = lambda: None, *, poll_s: float = 1.0) -> None:
+    """Returns when no task of the array is pending or running any more; calls `watch` at every look.
+
+    The pauses grow from `poll_s` to 15 s, since a scheduler serves many users, and a queue that does not answer is asked again for ten
+    minutes.
+
+    Raises:
+        BambooError: when it still does not; the array goes on without us.
+    """
+    silent_since: float | None = None
+    while True:
+        try:
+            if not is_running(array):
+                return
+            silent_since = None
+        except UserError as error:
+            now = time.monotonic()
+            silent_since = now if silent_since is None else silent_since
+            if now - silent_since > _SILENCE_LIMIT_S:
+                silence = f"the queue has not answered for {_SILENCE_LIMIT_S:.0f} s"
+                raise BambooError(f"{silence}; job {array.job} goes on without being watched: {error}") from None
+        watch()
         time.sleep(poll_s)
+        poll_s = min(1.5 * poll_s, 15.0)
+
+
+def _quoted(value: str) -> str:
+    """Returns a directive's value as sbatch reads it back: in double quotes where a blank would end it."""
+    return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"')) if any(map(str.isspace, value)) else value
 
 
 def _run(command: Sequence[str]) -> str:

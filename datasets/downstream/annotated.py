@@ -71,8 +71,10 @@ def read_dtd(described: DownstreamSet, folder: Path, split: SplitName) -> Listin
 def read_aircraft(described: DownstreamSet, folder: Path, split: SplitName) -> Listing:
     """Returns a split of FGVC-Aircraft by variant: `images_variant_train.txt` with `…_val.txt`, and `…_test.txt`, lines `image variant`.
 
+    Validation and test parts have the same size; which is which can be told where `…_trainval.txt` lies beside them.
+
     Raises:
-        DataError: when they are missing or damaged.
+        DataError: when they are missing or damaged, or do not agree with `images_variant_trainval.txt`.
     """
     del described
     listed = folder / "variants.txt"
@@ -82,6 +84,7 @@ def read_aircraft(described: DownstreamSet, folder: Path, split: SplitName) -> L
     def part(name: str) -> Listing:
         path = folder / f"images_variant_{name}.txt"
         rows = _aircraft_rows(path)
+        _require_as_in_trainval(path, name, [image for image, _ in rows])
         return _by_name(folder, [f"images/{image}.jpg" for image, _ in rows], [variant for _, variant in rows], classes, str(path))
 
     return joined(part("train"), part("val")) if split == "train" else part("test")
@@ -142,6 +145,20 @@ def _aircraft_rows(path: Path) -> list[tuple[str, str]]:
             raise DataError(f"{path}: line {number}: {line!r} is not `image variant`")
         rows.append((inside(image, f"{path}: line {number}"), variant.strip()))
     return rows
+
+
+def _require_as_in_trainval(path: Path, name: str, images: Sequence[str]) -> None:
+    both = path.with_name("images_variant_trainval.txt")
+    if not both.exists():
+        return
+    known = {image for image, _ in _aircraft_rows(both)}
+    wrong = [image for image in images if (image in known) == (name == "test")]
+    if not wrong:
+        return
+    others = "val or train" if name == "test" else name
+    advice = f"{others} and test look swapped" if len(wrong) == len(images) else "extract the archive again"
+    where = "are in it too" if name == "test" else "are not in it"
+    raise DataError(f"{path}: does not agree with {both.name}: {len(wrong):,} of {len(images):,} images {where}; {advice}")
 
 
 def _sun_files(described: DownstreamSet, folder: Path, name: str) -> tuple[Path, list[str]]:

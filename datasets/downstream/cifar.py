@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ class CifarBatches(LabelledRows):
     Pickles and binary files of the same images have the same `data_hash`.
 
     Raises:
-        DataError: for a missing or damaged file, and for labels that are out of range.
+        DataError: for a missing or damaged file, one that is a copy of another, and for labels that are out of range.
     """
 
     def __init__(self, name: str, folder: Path, split: SplitName, *, binary: bool = False) -> None:
@@ -75,6 +77,7 @@ class CifarBatches(LabelledRows):
         files = archive.train if split == "train" else archive.test
         read, read_names = (_read_binary, _read_binary_names) if binary else (_read_batch, _read_names)
         batches = [read(folder, file, archive) for file in files]
+        _refuse_repeated(folder, files, [pixels for pixels, _ in batches])
         self._pixels = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
         labels, class_names = np.concatenate([labels for _, labels in batches]), read_names(folder, archive)
         if not len(labels):
@@ -86,6 +89,12 @@ class CifarBatches(LabelledRows):
         """Hex SHA-256 over pixels, labels and class names."""
         pixels = hashlib.sha256(self._pixels.tobytes()).hexdigest()
         return sha256_json([pixels, self._labels.tolist(), self._class_names])
+
+    def holds(self, other: "CifarBatches") -> bool:
+        """Whether all images of the other split lie in this one, one after another in the same order, whatever their labels."""
+        num_rows = len(other)
+        starts = np.flatnonzero((self._pixels[:, 0, 0] == other._pixels[0, 0, 0]).all(axis=1))
+        return any(np.array_equal(self._pixels[start : start + num_rows], other._pixels) for start in starts.tolist())
 
     def load(self, sample: int) -> torch.Tensor:
         """Returns uint8[3, 32, 32]."""
@@ -112,6 +121,12 @@ def read_binary(described: DownstreamSet, folder: Path, split: SplitName) -> Cif
 
 def _reopened(name: str, folder: Path, split: SplitName, binary: bool) -> CifarBatches:
     return CifarBatches(name, folder, split, binary=binary)
+
+
+def _refuse_repeated(folder: Path, files: Sequence[str], batches: Sequence[npt.NDArray[np.uint8]]) -> None:
+    for (first, pixels), (second, others) in itertools.combinations(zip(files, batches, strict=True), 2):
+        if len(pixels) and np.array_equal(pixels[:1], others[:1]) and np.array_equal(pixels, others):
+            raise DataError(f"{folder}: {second} holds the images of {first}; extract the archive again")
 
 
 class _PlainUnpickler(pickle.Unpickler):

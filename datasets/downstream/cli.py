@@ -92,9 +92,9 @@ def run_list(config: ListSettings) -> int:
 def run_check(config: CheckSettings) -> int:
     """Opens both splits, says what they are and returns the exit code: 1 when an image cannot be decoded."""
     described = describe(config.name)
-    from .sets import open_described  # torch is imported only once the name is known to be right
+    from .sets import open_both_described  # torch is imported only once the name is known to be right
 
-    opened = {split: open_described(described, config.root, split, any_counts=config.any_counts) for split in _SPLITS}
+    opened = dict(zip(_SPLITS, open_both_described(described, config.root, any_counts=config.any_counts), strict=True))
     sys.stdout.write(f"{described.title}: {opened['train'].layout} in {opened['train'].place}; metric {_METRICS[described.metric]}\n")
     for split, part in opened.items():
         sys.stdout.write("".join(f"{line}\n" for line in _lines(split, part)))

@@ -59,11 +59,14 @@ def describe(name: str) -> DownstreamSet:
     """Returns the entry of `SETS`, or that of a set of one's own, `folder:NAME` or `shards:NAME`.
 
     Raises:
-        UserError: for an unknown name, naming the nearest.
+        UserError: for an unknown name, naming the nearest, and for a NAME that is no plain folder name.
     """
     kind, colon, own = name.partition(":")
     if colon and own and kind in OWN_KINDS:
-        return dataclasses.replace(SETS[kind], name=name, title=own)
+        if "/" in own or own in (".", ".."):
+            raise UserError(f"dataset={name}: {own!r} is not the name of a folder; give {kind}:NAME, which lies in DATA_ROOT/NAME")
+        recipe = f"it lies in DIR/{own}, and data_root is DIR or DIR/{own}: {SETS[kind].recipe.replace('DIR', f'DIR/{own}')}"
+        return dataclasses.replace(SETS[kind], name=name, title=own, folders=(own,), recipe=recipe)
     if name not in SETS:
         raise UserError(f"dataset={name}: no such set{nearest(name, list(SETS))}")
     return SETS[name]
@@ -208,7 +211,7 @@ _ENTRIES = (
         name="folder",
         title="class folders of your own",
         source="your own",
-        recipe="give the folder that holds train/CLASS/… and test/CLASS/… (or val/CLASS/…)",
+        recipe="DIR must hold train/CLASS/… and test/CLASS/… (or val/CLASS/…)",
     ),
     DownstreamSet(
         name="shards",

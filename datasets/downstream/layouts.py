@@ -1,7 +1,7 @@
 """The layouts in which users have the sets on disk, for each set in the order in which they are looked for.
 
 Every set is also read from the benchmark's lists, from shard folders and from class folders, directly below the data root or in a
-folder of the set's name there.
+folder of the set's name there. `folder:NAME` and `shards:NAME` are read from the folder NAME alone, so that a mistyped name finds nothing.
 """
 
 import dataclasses
@@ -37,15 +37,23 @@ class Layout:
     by_list: bool = False
     """Whether files are named by lists: then each must exist, once, and in one split only."""
 
+    root_name: str | None = None
+    """The root itself is looked in too, after the folders, where it bears this name."""
+
     def find(self, root: Path) -> Path | None:
         """Returns the layout's folder below `root`, or None."""
-        return next((root / folder for folder in self.folders if any(_is_there(root / folder, mark) for mark in self.marks)), None)
+        is_named = self.root_name is not None and self.root_name in (root.name, root.resolve().name)
+        places = [root / folder for folder in (*self.folders, *([""] if is_named else []))]
+        return next((place for place in places if any(_is_there(place, mark) for mark in self.marks)), None)
 
 
 def layouts(described: DownstreamSet) -> tuple[Layout, ...]:
     """Returns the layouts of a set, in the order in which they are looked for."""
     kind = described.own_kind
-    return _OWN[kind] if kind else (*_OWN.get(described.name, ()), *_shared(described))
+    if kind is None:
+        return (*_OWN.get(described.name, ()), *_shared(described))
+    named = [dataclasses.replace(layout, folders=(own,), root_name=own) for own in described.folders for layout in _OWN[kind]]
+    return tuple(named) or _OWN[kind]
 
 
 def _is_there(folder: Path, mark: str) -> bool:

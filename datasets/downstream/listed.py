@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,10 +74,19 @@ class ListedImages(LabelledRows):
         self._folder, self._files = folder, PathBlock(files)
 
     @functools.cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """int64[N] bytes of each file, as they were when first asked for; -1 where there is none, or a folder in its place."""
+        return np.array(_sizes(self._folder, list(self._files)), np.int64)
+
+    def traits(self) -> Iterator[tuple[int, str, int]]:
+        """Yields class id, file name without its folders, and size of each sample."""
+        names = (file.rpartition("/")[2] for file in self._files)
+        return zip(self._labels.tolist(), names, self.sizes.tolist(), strict=True)
+
+    @functools.cached_property
     def data_hash(self) -> str:
         """Identity of the data, see the class."""
-        files = list(self._files)
-        sizes = _sizes(self._folder, files)
+        files, sizes = list(self._files), self.sizes.tolist()
         whole = sum(sizes) <= _HASHED_BYTES
         contents = [hashlib.sha256((self._folder / file).read_bytes()).hexdigest() for file in files] if whole else []
         return sha256_json([files, contents if whole else sizes, self._labels.tolist(), self._class_names])
@@ -116,12 +126,20 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def _sizes(folder: Path, files: Sequence[str]) -> list[int]:
-    """Returns the size in bytes of each file."""
+    """Returns the size in bytes of each file; -1 for what is none."""
     chunks = [files[start : start + _STAT_CHUNK] for start in range(0, len(files), _STAT_CHUNK)]
     prefix = f"{folder}{os.sep}"
 
     def measure(chunk: Sequence[str]) -> list[int]:
-        return [os.stat(prefix + file).st_size for file in chunk]  # noqa: PTH116 (a Path for each of a million files takes as long again)
+        return [_size(prefix + file) for file in chunk]
 
     with concurrent.futures.ThreadPoolExecutor(_STAT_THREADS) as threads:
         return [size for sizes in threads.map(measure, chunks) for size in sizes]
+
+
+def _size(path: str) -> int:
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a Path for each of a million files takes as long again)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1

@@ -93,11 +93,18 @@ def _car_names(names: Any, described: DownstreamSet, path: Path) -> tuple[str, .
     return tuple(listed)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def require_scipy() -> None:
+    """Raises UserError, naming the extra, where scipy is not installed."""
     try:
-        from scipy.io import loadmat
+        import scipy.io  # noqa: F401 (whether it can be imported is the question)
     except ImportError:
         raise missing_extra("scipy", "sets") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    require_scipy()
+    from scipy.io import loadmat
+
     try:
         tree: dict[str, Any] = loadmat(str(path), squeeze_me=True)
     except FileNotFoundError:

@@ -13,12 +13,24 @@ import torch
 
 from ...cli.errors import BambooError, DataError, UserError
 from ..stores import ImageStore
+from .contents import require_filled, require_no_copies
 from .facts import SETS, DownstreamSet, Metric, SplitName, describe
 from .layouts import Layout, layouts
 from .listed import ListedImages
 from .listing import Listing, require_disjoint, require_whole
 
-__all__ = ["SETS", "DownstreamSet", "Metric", "OpenedSplit", "SplitName", "describe", "open_described", "open_set"]
+__all__ = [
+    "SETS",
+    "DownstreamSet",
+    "Metric",
+    "OpenedSplit",
+    "SplitName",
+    "describe",
+    "open_both",
+    "open_both_described",
+    "open_described",
+    "open_set",
+]
 
 _SHOWN = 8
 
@@ -67,6 +79,32 @@ class OpenedSplit:
         return self.store.name(sample)
 
 
+def open_both(name: str, root: Path, *, any_counts: bool = False) -> tuple[OpenedSplit, OpenedSplit]:
+    """Returns the training and the test split of the set `name` below `root`, which were found to belong together.
+
+    Args:
+        name, any_counts: as for `open_set`.
+
+    Raises:
+        UserError: as `open_set`, and when the splits have different classes or there are fewer than two.
+        DataError: as `open_set`, and for training images among those of the test or of the validation part, as `require_no_copies`.
+    """
+    return open_both_described(describe(name), root, any_counts=any_counts)
+
+
+def open_both_described(described: DownstreamSet, root: Path, *, any_counts: bool = False) -> tuple[OpenedSplit, OpenedSplit]:
+    """Returns both splits of a described set, as `open_both`."""
+    train = open_described(described, root, "train", any_counts=any_counts)
+    test = open_described(described, root, "test", any_counts=any_counts)
+    if train.class_names != test.class_names:
+        differing = sorted(set(train.class_names) ^ set(test.class_names))
+        raise UserError(f"data_root={root}: train and test have different classes ({differing or 'in another order'})")
+    if len(train.class_names) < 2:
+        raise UserError(f"data_root={root}: {len(train.class_names)} class; a probe needs at least two")
+    require_no_copies(train.store, test.store, train.validation_rows)
+    return train, test
+
+
 def open_set(name: str, root: Path, split: SplitName, *, any_counts: bool = False) -> OpenedSplit:
     """Returns one split of the set `name` below `root`.
 
@@ -76,7 +114,8 @@ def open_set(name: str, root: Path, split: SplitName, *, any_counts: bool = Fals
 
     Raises:
         UserError: for an unknown name, a root that does not exist, or one that holds none of the set's layouts.
-        DataError: for damaged files, lists that are not what they should be, an empty class, or counts that are not the official ones.
+        DataError: for damaged or empty files, lists that are not what they should be, an empty class, or counts that are not the
+            official ones.
     """
     return open_described(describe(name), root, split, any_counts=any_counts)
 
@@ -88,7 +127,8 @@ def open_described(described: DownstreamSet, root: Path, split: SplitName, *, an
     if isinstance(found, Listing):
         if layout.by_list:
             _require_sound(described, layout, place, found, split)
-        store: ImageStore = ListedImages(found.folder, found.files, found.labels, found.class_names)
+        store = ListedImages(found.folder, found.files, found.labels, found.class_names)
+        require_filled(store, found.source)
         opened = OpenedSplit(store=store, layout=layout.name, place=place, notes=found.notes, validation_rows=found.validation_rows)
     else:
         opened = OpenedSplit(store=found, layout=layout.name, place=place)

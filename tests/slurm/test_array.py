@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bamboo.cli.config import build
-from bamboo.cli.errors import UserError
-from bamboo.slurm.array import TASK, Array, is_running, ranges, render_array, submit
+from bamboo.cli.errors import BambooError, UserError
+from bamboo.slurm import array
+from bamboo.slurm.array import TASK, Array, is_running, ranges, render_array, submit, wait
 from bamboo.slurm.settings import SlurmSettings
 
 
@@ -42,6 +43,13 @@ def test_directives_say_what_the_settings_ask_for(tmp_path: Path) -> None:
     )
     assert not [line for line in directives if line.startswith(("--account", "--qos", "--mem"))]
     assert "--gpus-per-node" not in render(tmp_path, ["true"])
+
+
+def test_words_with_blanks_reach_sbatch_whole(tmp_path: Path) -> None:
+    """A folder with a blank and a per cent sign, and a name with a blank: quoted, and % doubled, which would else be SLURM's own sign."""
+    script = render_array("my name", [0], ["true"], tmp_path, tmp_path / "a b%j", SlurmSettings())
+    assert '#SBATCH --job-name="my name"\n' in script
+    assert f'#SBATCH --output="{tmp_path}/a b%%j/%A_%a.log"\n' in script
 
 
 @given(st.sets(st.integers(0, 200), min_size=1))
@@ -93,6 +101,20 @@ def test_what_sbatch_and_squeue_answer(tmp_path: Path, monkeypatch: pytest.Monke
     fake(tmp_path, monkeypatch, "squeue", "echo 41; echo 42")
     assert is_running(Array("42"))
     assert not is_running(Array("4"))
+
+
+def test_a_queue_that_does_not_answer_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """squeue fails twice, answers once with the job and then without it: `wait` looks on; silent for too long, it names the job."""
+    count = tmp_path / "count"
+    script = f'echo x >> {count}; case $(wc -l < {count}) in 1|2) echo "Socket timed out" >&2; exit 1;; 3) echo 42;; esac'
+    fake(tmp_path, monkeypatch, "squeue", script)
+    looks: list[int] = []
+    wait(Array("42"), lambda: looks.append(1), poll_s=0.01)
+    assert len(looks) == 3
+    fake(tmp_path, monkeypatch, "squeue", "exit 1")
+    monkeypatch.setattr(array, "_SILENCE_LIMIT_S", 0.05)
+    with pytest.raises(BambooError, match="job 42 goes on"):
+        wait(Array("42"), poll_s=0.01)
 
 
 def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

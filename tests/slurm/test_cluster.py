@@ -14,7 +14,7 @@ def test_an_array_runs_every_task_it_was_asked_for(tmp_path: Path, monkeypatch: 
     """Tasks 1, 2 and 4 under slurmctld and two slurmd: each writes its number, the log files bear job and task, the queue empties."""
     with loopback_cluster(tmp_path / "cluster") as config:
         monkeypatch.setenv("SLURM_CONF", str(config))
-        logs = tmp_path / "logs"
+        logs = tmp_path / "logs of tests"
         logs.mkdir()
         settings = SlurmSettings(cpus=1, time="5", setup=(f"cd {tmp_path}",))
         script = tmp_path / "array.sh"

@@ -61,11 +61,11 @@ def image(seed: int) -> bytes:
 
 
 def put_images(root: Path, files: Sequence[str]) -> None:
-    """Writes an image to each path."""
+    """Writes an image to each path, no two of them alike."""
     for seed, file in enumerate(files):
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image(seed % 7))
+        path.write_bytes(image(seed))
 
 
 def put_lines(path: Path, lines: Sequence[str]) -> None:

@@ -152,6 +152,16 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "aircraft: no variant": ("aircraft", append(f"{PLANES}train.txt", "0034999"), "line 5: '0034999' is not `image variant`"),
     "aircraft: unknown variant": ("aircraft", replace(f"{PLANES}train.txt", "F/A-18", "F/A-19"), r"\['F/A-19'\] are not among the 3"),
     "aircraft: swapped": ("aircraft", swap(f"{PLANES}train.txt", f"{PLANES}test.txt"), "train and test look swapped"),
+    "aircraft: validation and test swapped": (
+        "aircraft",
+        swap(f"{PLANES}val.txt", f"{PLANES}test.txt"),
+        r"_val\.txt: does not agree with images_variant_trainval\.txt: 3 of 3 images are not in it; val and test look swapped",
+    ),
+    "aircraft: an image of another part": (
+        "aircraft",
+        replace(f"{PLANES}val.txt", "1025794", "0056978"),
+        "1 of 3 images are not in it; extract the archive again",
+    ),
     "sun: no class": ("sun", append("Training_01.txt", "/sun_a1.jpg"), "not `/letter/class/file`: sun_a1.jpg"),
     "sun: a path out": ("sun", append("Training_01.txt", "/a/../../b/sun_a1.jpg"), "leads out of the set's folder"),
     "sun: unknown class": ("sun", append("Training_01.txt", "/z/zoo/sun_a1.jpg"), r"classes \['z/zoo'\] are not among the 3"),
@@ -182,6 +192,16 @@ def test_labels_of_cars(tmp_path: Path, shift: int, said: str) -> None:
     official.car(tmp_path, change=shift)
     with pytest.raises(DataError, match=said):
         open_described(TINY["car"], tmp_path, "train")
+
+
+def test_the_test_part_of_aircraft(tmp_path: Path) -> None:
+    """Validation and test lists under each other's name, test split opened: refused; without the list of both, nothing tells."""
+    official.aircraft(tmp_path)
+    swap(f"{PLANES}val.txt", f"{PLANES}test.txt")(tmp_path)
+    with pytest.raises(DataError, match=r"images_variant_test\.txt: .*3 of 3 images are in it too; val or train and test look swapped"):
+        open_described(TINY["aircraft"], tmp_path, "test")
+    (tmp_path / f"{PLANES}trainval.txt").unlink()
+    assert len(open_described(TINY["aircraft"], tmp_path, "test")) == 3
 
 
 def test_sun_without_its_partition(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Downloads through torchvision, whose classes are replaced by ones that write a fixture, or fail as the network does."""
 
+import os
+import signal
 import ssl
+import sys
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +93,54 @@ def test_a_failing_network_is_explained(tmp_path: Path, fetches: Callable[[str, 
     with pytest.raises(UserError, match=r"torchvision\.datasets\.OxfordIIITPet could not fetch it: .*bamboo sets check pet DIR"):
         download("pet", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_flowers_without_scipy(tmp_path: Path, fetches: Callable[[str, Write], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """scipy not installed: the extra is named before anything is fetched or made."""
+    calls = fetches("flower", official.flower)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(UserError, match=r"scipy is not installed: pip install 'bamboo-vision\[sets\]'"):
+        download("flower", tmp_path / "data")
+    assert not calls
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_download_is_cleared(tmp_path: Path, fetches: Callable[[str, Write], list[str]]) -> None:
+    """A process killed while it fetches leaves one hidden folder of a fixed name; the next download clears it, and leaves the set alone."""
+
+    def die(root: Path) -> None:
+        official.pet(root)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for _ in range(2):
+        fetches("pet", die)
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            download("pet", tmp_path)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        assert {entry.name for entry in tmp_path.iterdir()} == {".download-pet", ".download-pet.lock"}
+    fetches("pet", official.pet)
+    download("pet", tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["oxford-iiit-pet"]
+
+
+def test_one_download_at_a_time(tmp_path: Path, fetches: Callable[[str, Write], list[str]]) -> None:
+    """A second one of the same set to the same root is refused while the first runs, and what the first has so far stays."""
+    said = []
+
+    def write(root: Path) -> None:
+        with pytest.raises(UserError, match="another process is downloading pet there; wait for it") as caught:
+            download("pet", tmp_path)
+        said.append(caught.value)
+        assert (root / "archive.tar.gz").exists()
+        official.pet(root)
+
+    calls = fetches("pet", write)
+    download("pet", tmp_path)
+    assert (len(calls), len(said)) == (1, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["oxford-iiit-pet"]
 
 
 def test_a_wrong_set_is_not_kept(tmp_path: Path, fetches: Callable[[str, Write], list[str]]) -> None:

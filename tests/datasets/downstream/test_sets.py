@@ -54,7 +54,7 @@ def write_folders(root: Path, *, train: int = 5, test: int = 2, test_name: str =
             for number in range(count):
                 path = root / split / name / f"{number:04d}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels(1000 * label + number).transpose(1, 2, 0)).save(path)
+                Image.fromarray(pixels(1000 * label + number + (0 if split == "train" else 500)).transpose(1, 2, 0)).save(path)
     return root
 
 
@@ -271,9 +271,9 @@ def test_sets_of_ones_own_bear_names(tmp_path: Path, kind: str) -> None:
     """`folder:flora` is opened as `folder` is, under its own name; a kind or a name that is none is refused."""
     described = describe(f"{kind}:flora")
     assert (described.name, described.title, described.metric) == (f"{kind}:flora", "flora", "top1")
-    root = write_folders(tmp_path, train=2, test=1)
+    root = write_folders(tmp_path / "flora", train=2, test=1)
     if kind == "folder":
-        assert open_described(described, root, "train").data_hash == open_set("folder", root, "train").data_hash
+        assert open_described(described, root.parent, "train").data_hash == open_set("folder", root, "train").data_hash
     for wrong in (f"{kind}:", "cifar10:flora", ":flora"):
         with pytest.raises(UserError, match="no such set"):
             describe(wrong)
