@@ -6,13 +6,15 @@
 Both minimise the same F on the same rows, from strong to weak regularisation, each value from the last one's solution:
 
     bamboo          the descent of `bamboo.linear_probe.solver.path.sweep`: its stop rule, its warm start, without the scoring
-    scikit-learn    LogisticRegression(solver="lbfgs", warm_start=True) on *centred* features, in float32 and in float64; it is stopped
-                    at its first iterate whose F is no higher than bamboo's at that value, by a callback that reads the F it has
-                    computed itself: the least that it needs for an equal gap, which its own rules could not know
+    scikit-learn    LogisticRegression(solver="lbfgs", warm_start=True) on the features as they are, as its users call it, and on
+                    centred ones, which is better but not its own doing, in float32 and in float64; it is stopped at its first iterate
+                    whose F is no higher than bamboo's at that value, by a callback that reads the F it has computed itself: the least
+                    that it needs for an equal gap, which its own rules could not know
 
 A set is ROWSxFEATURESxCLASSES@POWER:NUMBER: synthetic features, four modes per class, Gaussian noise, standard deviations that fall as
 (1 + i)^-POWER in randomly rotated directions, then max(x + 0.1, 0), so that they are sparse and have a mean as pooled ones do. scikit-learn
 solves NUMBER values of the grid, evenly spread (45: all); where it has not solved the value before, it starts from bamboo's solution of it.
+--folders adds real features: feature folders that `bamboo features` or `bamboo probe` wrote.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import time
 import unittest.mock
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -36,14 +39,15 @@ import torch
 from provenance import provenance, write_results
 from sklearn.linear_model import LogisticRegression
 
-from bamboo.linear_probe.solver.problem import Problem, full_float32
 from bamboo.linear_probe.solver.lbfgs import History, decrement_below, minimise
 from bamboo.linear_probe.solver.path import sweep
+from bamboo.linear_probe.solver.problem import Problem, full_float32
+from bamboo.model_zoo.features import read_features
 
 GRID = tuple(10.0 ** (2.0 - step / 4.0) for step in range(45))  # λ / n over the mean eigenvalue of the Gram matrix, as `standard`
 TOLERANCE, FLOOR_SHARE = 1e-4, 0.01
 SETS = ("16000x512x10@0.5:45", "20000x512x100@0.5:45", "20000x512x100@1:45", "50000x2048x100@0.5:5", "50000x2048x100@1:5")
-FORMS = ("float32", "float64")
+FORMS = {"as they are, float32": ("float32", False), "centred, float32": ("float32", True), "centred, float64": ("float64", True)}
 FLOAT64_ROWS = 16_000  # larger sets in float32 alone, scikit-learn's faster form
 CHECKS = (8, 16, 24)  # values whose optimum is certified, to state the gap
 MAX_ITERATIONS = 1000
@@ -73,7 +77,7 @@ bound D of the optimum, the highest of {checks} values. *condition* is that of t
 many iterations an L-BFGS without a preconditioner needs. ≥ marks a scikit-learn that was ended by its {cap} iterations a value or by
 the budget of {budget:.0f} CPU seconds, with the number of values it had finished.
 
-Target: at least {target:.0f} times fewer CPU seconds than scikit-learn's better form.
+Target: at least {target:.0f} times fewer CPU seconds than scikit-learn.
 
 The last rows are `sweep` with and without batches of neighbouring values, on a CPU.
 """
@@ -81,13 +85,21 @@ The last rows are `sweep` with and without batches of neighbouring values, on a 
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """A synthetic feature set."""
+    """A feature set: a synthetic one, or the one in `folder`."""
 
     rows: int
     features: int
     classes: int
     power: float
     peer_values: int
+    folder: Path | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Returns the set of a feature folder."""
+        found = read_features(Path(text))
+        rows, features = found.features.shape
+        return cls(rows, features, int(found.labels.max()) + 1, 0.0, len(GRID), Path(text))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -99,7 +111,8 @@ class Set:
         return cls(int(rows), int(features), int(classes), float(power or 0.5), min(int(values or len(GRID)), len(GRID)))
 
     def __str__(self) -> str:
-        return f"{self.rows:,} × {self.features:,}, K = {self.classes}, power {self.power:g}"
+        kind = f"power {self.power:g}" if self.folder is None else f"real: {self.folder.name}"
+        return f"{self.rows:,} × {self.features:,}, K = {self.classes}, {kind}"
 
     @property
     def peer_numbers(self) -> list[int]:
@@ -111,6 +124,9 @@ class Set:
 
 def make_rows(drawn: Set) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns float32[N, D] features and int64[N] labels, each class present."""
+    if drawn.folder is not None:
+        found = read_features(drawn.folder)
+        return torch.from_numpy(found.features.astype(np.float32)), torch.from_numpy(found.labels)
     random = np.random.default_rng(0)
     labels = np.concatenate([np.arange(drawn.classes), random.integers(0, drawn.classes, drawn.rows - drawn.classes)])
     modes = random.standard_normal((4 * drawn.classes, drawn.features), np.float32)
@@ -166,11 +182,11 @@ class Ours:
 
 
 class Peer:
-    """scikit-learn's path on the centred features, stopped at a given F."""
+    """scikit-learn's path on features that were centred by `mean_D` (0: as they are), stopped at a given F."""
 
-    def __init__(self, centred: npt.NDArray[Any], labels: npt.NDArray[np.int64], budget_s: float) -> None:
+    def __init__(self, features: npt.NDArray[Any], mean_D: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], budget_s: float) -> None:
         self.work = Work()
-        self._features, self._labels, self._left_s = centred, labels, budget_s
+        self._features, self._mean_D, self._labels, self._left_s = features, mean_D, labels, budget_s
         self._model = LogisticRegression(solver="lbfgs", warm_start=True, tol=1e-15, max_iter=MAX_ITERATIONS)
         self._last = -2
 
@@ -180,8 +196,8 @@ class Peer:
             return
         if self._last != number - 1:
             self._model.classes_ = np.unique(self._labels)
-            start_KE = start_KE.astype(self._features.dtype)
-            self._model.coef_, self._model.intercept_ = start_KE[:, :-1], start_KE[:, -1]
+            weight_KD, bias_K = start_KE[:, :-1], start_KE[:, -1] - start_KE[:, :-1] @ self._mean_D
+            self._model.coef_, self._model.intercept_ = (array.astype(self._features.dtype) for array in (weight_KD, bias_K))
         self._model.set_params(C=1.0 / (ridge * len(self._labels)))
         with stopped_at(goal * (1.0 + SLACK), self._left_s) as watch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -231,9 +247,14 @@ def stopped_at(goal: float, budget_s: float) -> Iterator[Watch]:
 def compare(drawn: Set, budget_s: float, rate: float) -> tuple[list[list[str]], dict[str, Any]]:
     """Returns table rows and every figure of one set."""
     features_ND, labels_N = make_rows(drawn)
+    given_ND, mean_D = features_ND.numpy().copy(), features_ND.mean(0, dtype=torch.float64).numpy()
     ours = Ours(features_ND, labels_N, drawn.classes)  # centres them in place
-    forms = FORMS if drawn.rows <= FLOAT64_ROWS else FORMS[:1]
-    peers = {form: Peer(features_ND.numpy().astype(form, copy=False), labels_N.numpy(), budget_s) for form in forms}
+    peers = {}
+    for form, (dtype, is_centred) in FORMS.items():
+        if dtype == "float32" or drawn.rows <= FLOAT64_ROWS:
+            rows_ND = features_ND.numpy() if is_centred else given_ND
+            shift_D = np.zeros_like(mean_D) if is_centred else mean_D
+            peers[form] = Peer(rows_ND.astype(dtype, copy=False), shift_D, labels_N.numpy(), budget_s)
     gaps: list[float] = []
     for number, ridge in enumerate(ours.ridges):
         value, before_KE = ours.solve(number)
@@ -260,7 +281,7 @@ def compare(drawn: Set, budget_s: float, rate: float) -> tuple[list[list[str]], 
     ]
     table = [[*head, *_against(ours.work, form, peer.work, drawn)] for form, peer in peers.items()]
     figures = {name: dataclasses.asdict(work) | {"unfinished": sorted(work.unfinished)} for name, work in everything.items()}
-    return table, {"set": dataclasses.asdict(drawn), "condition": condition, "gaps": gaps, **figures}
+    return table, {"set": str(drawn), "condition": condition, "gaps": gaps, **figures}
 
 
 def _against(ours: Work, form: str, peer: Work, drawn: Set) -> list[str]:
@@ -297,7 +318,7 @@ def batches(drawn: Set, rounds: int = 3) -> tuple[list[list[str]], dict[str, Any
         for name in seconds
     ]
     table[1][-1] = f"{statistics.median(seconds[True]) / first:.2f} of the path's"
-    return table, {"set": dataclasses.asdict(drawn), "seconds": {str(key): used for key, used in seconds.items()}}
+    return table, {"set": str(drawn), "seconds": {str(key): used for key, used in seconds.items()}}
 
 
 def product_rate() -> float:
@@ -314,6 +335,7 @@ def main() -> None:
     """Measures, prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Set.parse, nargs="+", default=[Set.parse(text) for text in SETS])
+    parser.add_argument("--folders", type=Set.read, nargs="*", default=[])
     parser.add_argument("--batch", type=Set.parse, default=Set.parse("8000x256x50"), help="the set of the batched sweep")
     parser.add_argument("--budget", type=float, default=60.0, help="CPU seconds for each form of scikit-learn on each set")
     options = parser.parse_args()
@@ -323,7 +345,9 @@ def main() -> None:
     figures: list[dict[str, Any]] = []
     with threadpoolctl.threadpool_limits(1):
         rate = product_rate()
-        for measure in [lambda one=one: compare(one, options.budget, rate) for one in options.sets] + [lambda: batches(options.batch)]:
+        for measure in [lambda one=one: compare(one, options.budget, rate) for one in [*options.folders, *options.sets]] + [
+            lambda: batches(options.batch)
+        ]:
             rows, found = measure()
             table += rows
             figures.append(found)

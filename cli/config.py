@@ -130,7 +130,7 @@ def dump(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Returns the settings as YAML that `load` reads back to an equal object."""
-    text: str = yaml.safe_dump(dump(config), sort_keys=False)
+    text: str = yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False)
     return text
 
 
@@ -156,11 +156,18 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as a number: the text `0e0`."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][-+]?\d+)$"),
+        list("-+0123456789."),
+    )
 
 
 def _yaml_value(text: str, source: str) -> Any:

@@ -1,6 +1,6 @@
 """`bamboo shards pack|index|verify|show`: make, check and look at shard folders.
 
-  bamboo shards pack photos/ --out shards/
+bamboo shards pack photos/ --out shards/
 """
 
 from collections.abc import Sequence

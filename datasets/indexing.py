@@ -1,6 +1,6 @@
 """`bamboo shards index`: index.arrow and dataset.json beside WebDataset tars that others made; the tars are only read.
 
-  bamboo shards index imagenet-shards/ --classes names.txt
+bamboo shards index imagenet-shards/ --classes names.txt
 """
 
 import dataclasses

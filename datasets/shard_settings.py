@@ -114,7 +114,7 @@ class VerifySettings:
 class ShowSettings:
     """Show what a shard folder holds: counts, class histogram, image sizes, labels per image, a contact sheet.
 
-      bamboo shards show shards/ --contact-sheet sheet.png
+    bamboo shards show shards/ --contact-sheet sheet.png
     """
 
     folder: Path

@@ -1,6 +1,6 @@
 """Show what a shard folder holds: counts, class histogram, image sizes, labels per image, a contact sheet.
 
-  bamboo shards show shards/ --contact-sheet sheet.png
+bamboo shards show shards/ --contact-sheet sheet.png
 """
 
 import json

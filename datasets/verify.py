@@ -1,6 +1,6 @@
 """`bamboo shards verify`: sizes, hashes and tars, the index against the tars, dataset.json against both.
 
-  bamboo shards verify shards/ --decode
+bamboo shards verify shards/ --decode
 """
 
 import dataclasses

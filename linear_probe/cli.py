@@ -72,7 +72,7 @@ def run_probe(config: ProbeSettings) -> int:
         return 0  # the other processes end here: nobody waits for the solver, so no timeout can end it
     if ranks.world_size > 1:
         _take_all_cores()
-    row = evaluate_cell(*prepared, ranks.device, config.out)
+    row = evaluate_cell(*prepared, ranks.device, config.out, force=config.force)
     sys.stdout.write(f"{_line(row)}\n{config.out / row.details['folder']}\nrow in {config.out / FILE_NAME}\n")
     return 0
 

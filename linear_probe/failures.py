@@ -43,9 +43,11 @@ def read_failures(out: Path) -> list[Failure]:
     """Returns the failures in `out`, oldest first; a torn line, which a crash may leave, is passed over."""
     path = out / FILE_NAME
     found = []
+    known = {field.name for field in dataclasses.fields(Failure)}
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            found.append(Failure(**json.loads(line)))
-        except (ValueError, TypeError):
+            tree = json.loads(line)
+            found.append(Failure(**{key: value for key, value in tree.items() if key in known}))  # a newer version may say more
+        except (ValueError, TypeError, AttributeError):
             continue
     return found

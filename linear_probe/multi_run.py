@@ -7,11 +7,16 @@ A model is a checkpoint as `bamboo probe` takes it, or LABEL=CHECKPOINT. A cell 
 one that failed is tried again, a killed run goes on; a cell that fails does not stop the others, but the exit code is 1 then.
 """
 
+import contextlib
 import dataclasses
+import datetime
 import secrets
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -25,10 +30,8 @@ from .cell_settings import CellSettings
 from .matrix.tasks import FINISHED, Task, TaskState, tasks_of
 
 if TYPE_CHECKING:
-    from .matrix.fleet import Fleet
     from .matrix.live import Board
     from .matrix.worker import Watcher
-    from .results import ResultRow
 
 TEN_SETS = ("cifar10", "cifar100", "food", "pet", "flower", "sun", "car", "dtd", "caltech", "aircraft")
 
@@ -61,8 +64,8 @@ class MultiRunSettings(CellSettings):
     """With slurm: stay, show the table, and end when the array does."""
     tasks: tuple[int, ...] = ()
     """Only these tasks of the matrix, by number (--dry-run lists them); none: all."""
-    run_id: str | None = None
-    """Whose state files these are; given to workers."""
+    start: Path | None = None
+    """Folder where a start of the matrix keeps its states; given to workers."""
 
     def problems(self) -> list[str]:
         """Returns what is wrong across fields."""
@@ -88,13 +91,37 @@ def main(argv: Sequence[str]) -> int:
         return _dry_run(config, tasks)
     from .matrix.live import Board
 
-    run_id = config.run_id or secrets.token_hex(4)
-    states = {task.number: task.waiting(run_id) for task in tasks}
-    with Board(list(states.values())) as board:
-        _carry_out(config, tasks, run_id, board, states)
-    if config.run_id is not None:
+    start = config.start or _new_start(config.out)
+    states = {task.number: task.waiting for task in tasks}
+    with Board(list(states.values())) as board, _ended_by_signals():
+        _carry_out(config, tasks, start, board, states)
+    if config.start is not None:
         return EXIT_DONE  # a worker: whoever started it reads the states, and makes the table
     return _conclude(config, states)
+
+
+def _new_start(out: Path) -> Path:
+    """Returns a folder of its own for this start, so that two starts in one `out` do not meet."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return out / "starts" / f"{now}-{secrets.token_hex(3)}"
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM unwind this process like an interrupt, so that its workers end with it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tasks(config: MultiRunSettings) -> list[Task]:
@@ -117,7 +144,7 @@ def _tasks(config: MultiRunSettings) -> list[Task]:
     return [task for task in tasks if not config.tasks or task.number in config.tasks]
 
 
-def _carry_out(config: MultiRunSettings, tasks: Sequence[Task], run_id: str, board: "Board", states: dict[int, TaskState]) -> None:
+def _carry_out(config: MultiRunSettings, tasks: Sequence[Task], start: Path, board: "Board", states: dict[int, TaskState]) -> None:
     order = {task.number: at for at, task in enumerate(tasks)}
 
     def watch(number: int, state: TaskState) -> None:
@@ -125,18 +152,21 @@ def _carry_out(config: MultiRunSettings, tasks: Sequence[Task], run_id: str, boa
         board.show(order[number], state)
 
     if config.launcher == "local" and config.processes == 1:
-        _here(config, tasks, run_id, watch)
+        _here(config, tasks, start, watch)
         return
-    from .matrix.fleet import gpu_slots, run_local, run_slurm
+    from ..datasets.atomic import write_text
+    from .matrix.fleet import MATRIX_NAME, Fleet, run_local, run_slurm, slots_for
 
-    fleet = _fleet(config, tasks, run_id, watch)
+    slots = slots_for(config.processes, config.device) if config.launcher == "local" else []
+    write_text(start / MATRIX_NAME, to_yaml(config))
+    fleet = Fleet(start=start, out=config.out, tasks=tasks, watch=watch)
     if config.launcher == "slurm":
         run_slurm(fleet, config.slurm, name="multi_run", watched=config.wait, told=sys.stderr.write)
     else:
-        run_local(fleet, gpu_slots(config.processes), config.retries)
+        run_local(fleet, slots, config.retries)
 
 
-def _here(config: MultiRunSettings, tasks: Sequence[Task], run_id: str, watch: "Watcher") -> None:
+def _here(config: MultiRunSettings, tasks: Sequence[Task], start: Path, watch: "Watcher") -> None:
     from ..model_zoo.ranks import start_ranks
     from .matrix.worker import Worker
     from .probe import Extraction
@@ -144,40 +174,37 @@ def _here(config: MultiRunSettings, tasks: Sequence[Task], run_id: str, watch: "
     ranks = start_ranks(config.device)
     ranks.share_cores(config.workers)
     extraction = Extraction(cache=config.cache, batch_size=config.batch_size, workers=config.workers, device=ranks.device)
-    worker = Worker(config, extraction, config.out, run_id, watch, config.retries)
+    worker = Worker(config, extraction, start, watch, config.retries)
     for task in tasks:
         worker.run(task)
 
 
-def _fleet(config: MultiRunSettings, tasks: Sequence[Task], run_id: str, watch: "Watcher") -> "Fleet":
-    from ..datasets.atomic import write_text
-    from .matrix.fleet import Fleet
-
-    matrix = (config.out / "matrix.yaml").absolute()
-    write_text(matrix, to_yaml(config))
-    return Fleet(matrix=matrix, out=config.out, run_id=run_id, tasks=tasks, watch=watch)
-
-
 def _dry_run(config: MultiRunSettings, tasks: Sequence[Task]) -> int:
     """Lists the tasks, which of their cells have a row under that name, and what keeps a set from being opened; loads no model."""
-    from .results import FILE_NAME, latest, read_rows
-
-    rows = latest(read_rows(config.out / FILE_NAME).rows)
+    dates = _dates(config.out)
     found = {dataset: _set_problem(config, task) for dataset, task in {task.dataset: task for task in tasks}.items()}
     for task in tasks:
-        cells = [f"{protocol} {subset}" + _mark(rows, (task.model, task.dataset, protocol, subset)) for protocol, subset in task.cells]
+        cells = []
+        for cell in task.cells:
+            date = dates.get((task.model, task.dataset, *cell)) or dates.get((task.checkpoint, task.dataset, *cell))
+            cells.append(" ".join(cell) + (f" [row of {date}]" if date else ""))
         problem = f"; cannot work: {found[task.dataset]}" if found[task.dataset] else ""
         sys.stdout.write(f"{task.number:4d}  {task.model} on {task.dataset} ({task.root}): {', '.join(cells)}{problem}\n")
     if config.launcher == "slurm":
         from .matrix.fleet import Fleet, slurm_script
 
-        fleet = Fleet(matrix=(config.out / "matrix.yaml").absolute(), out=config.out, run_id="RUN", tasks=tasks, watch=lambda *_: None)
+        fleet = Fleet(start=config.out / "starts" / "START", out=config.out, tasks=tasks, watch=lambda *_: None)
         sys.stdout.write("\n" + slurm_script(fleet, config.slurm, name="multi_run"))
     return EXIT_FAILURE if any(found.values()) else EXIT_DONE
 
 
-def _mark(rows: Mapping[tuple[str, str, str, str], "ResultRow"], cell: tuple[str, str, str, str]) -> str:
-    return f" [row of {rows[cell].date}]" if cell in rows else ""
+def _dates(out: Path) -> dict[tuple[str, str, str, str], str]:
+    """Returns the date of the last row of each (model, set, protocol, subset), the model by its name and by the checkpoint it came from."""
+    from .results import FILE_NAME, latest, read_rows
+
+    rows = latest(read_rows(out / FILE_NAME).rows).values()
+    named = {row.cell: row.date for row in rows}
+    return {(row.details.get("checkpoint", row.model), *row.cell[1:]): row.date for row in rows} | named
 
 
 def _set_problem(config: MultiRunSettings, task: Task) -> str:
@@ -195,8 +222,11 @@ def _conclude(config: MultiRunSettings, states: Mapping[int, TaskState]) -> int:
     from .matrix.live import line
     from .report.cli import collect, markdown_tables
 
-    if any(cell.value is not None for state in states.values() for cell in state.cells):
-        sys.stdout.write(markdown_tables(collect([config.out])))
+    if any(cell.state in FINISHED for state in states.values() for cell in state.cells):
+        try:
+            sys.stdout.write(markdown_tables(collect([config.out])))
+        except (OSError, UserError) as error:  # what failed is told all the same
+            sys.stderr.write(f"no table: {error}\n")
     failed = [line(state, cell) for state in states.values() for cell in state.cells if cell.state == "failed"]
     waiting = sum(cell.state not in FINISHED for state in states.values() for cell in state.cells)
     sys.stderr.writelines(f"{text}\n" for text in failed)

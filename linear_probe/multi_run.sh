@@ -19,7 +19,8 @@ data_root=$1
 shift
 models=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
-  models+=("${1%,}")
+  IFS=, read -ra words <<< "$1"
+  models+=("${words[@]}")
   shift
 done
 if [ $# -gt 0 ]; then shift; fi

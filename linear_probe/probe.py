@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import numpy as np
 import timm
 import torch
 
-from ..cli.errors import UserError
 from ..datasets.atomic import sha256_json
-from ..datasets.downstream.sets import OpenedSplit, describe, open_set
+from ..datasets.downstream.sets import OpenedSplit, describe, open_both
 from ..model_zoo.backbone import Backbone
 from ..model_zoo.features import FeatureFolder, extract_features
 from ..model_zoo.ranks import Ranks
@@ -62,7 +62,18 @@ class Cell:
     def identity(self) -> tuple[str | int, ...]:
         """As `ResultRow.identity`."""
         data, how = (self.backbone.checkpoint_hash, self.data_hash), (self.protocol.digest, self.precision)
-        return *data, *how, self.backbone.preprocessing.digest, self.seed, self.metric, self.subset.name
+        validation = (self.validation,) if self.validation else ()
+        return *data, *how, self.backbone.preprocessing.digest, self.seed, self.metric, self.subset.name, *validation
+
+    @property
+    def validation_rows(self) -> Indices | None:
+        """Numbers of the training rows that are the set's official validation part; None where there is none, or a subset is in use."""
+        return self.splits.train.validation_rows if self.subset.is_whole else None
+
+    @property
+    def validation(self) -> str:
+        """As `ResultRow.validation`."""
+        return "" if self.validation_rows is None or self.protocol.selected_on != "validation" else digest_of(self.validation_rows)
 
     @property
     def folder_name(self) -> str:
@@ -95,14 +106,9 @@ def open_splits(dataset: str, root: Path, *, any_counts: bool) -> Splits:
     """Opens both splits of a set and checks that they belong together.
 
     Raises:
-        UserError, DataError: as `open_set`; UserError when train and test have different classes or there are fewer than two.
+        UserError, DataError: as `open_both`.
     """
-    train, test = (open_set(dataset, root, split, any_counts=any_counts) for split in ("train", "test"))
-    if train.class_names != test.class_names:
-        differing = sorted(set(train.class_names) ^ set(test.class_names))
-        raise UserError(f"data_root={root}: train and test have different classes ({differing or 'in another order'})")
-    if len(train.class_names) < 2:
-        raise UserError(f"data_root={root}: {len(train.class_names)} class; a probe needs at least two")
+    train, test = open_both(dataset, root, any_counts=any_counts)
     return Splits(train=train, test=test)
 
 
@@ -155,22 +161,22 @@ def recorded(cell: Cell, out: Path) -> ResultRow | None:
 def look_up(cell: Cell, out: Path) -> tuple[ResultRow | None, bool]:
     """Returns the row that the cell has below `out`, and whether it stands in `out`/results.jsonl; nothing is written.
 
-    It is the last row of the cell's identity and model name in that file; or else, after a crash between folder and file, the one in the
-    cell's own finished folder; or else one of the same identity under another model name, given the cell's.
+    It is the last row of the cell's identity, model name and set's name in that file; or else, after a crash between folder and file, the
+    one in the cell's own finished folder; or else one of the same identity under other names, given the cell's.
     """
     same = [row for row in read_rows(out / FILE_NAME).rows if row.identity == cell.identity]
-    named = [row for row in same if row.model == cell.model]
+    named = [row for row in same if (row.model, row.dataset) == (cell.model, cell.dataset)]
     if named:
         return named[-1], True
     own = read_row(out / cell.folder_name)
     if own is not None and own.identity == cell.identity:
         return own, False
-    return (dataclasses.replace(same[-1], model=cell.model), False) if same else (None, False)
+    return (dataclasses.replace(same[-1], model=cell.model, dataset=cell.dataset), False) if same else (None, False)
 
 
-def run(cell: Cell, extraction: Extraction, out: Path) -> ResultRow:
+def run(cell: Cell, extraction: Extraction, out: Path, *, force: bool = False) -> ResultRow:
     """Evaluates a cell in this process: its features, then `evaluate_cell`."""
-    return evaluate_cell(cell, cell_features(cell, extraction), extraction.device, out)
+    return evaluate_cell(cell, cell_features(cell, extraction), extraction.device, out, force=force)
 
 
 def cell_features(cell: Cell, extraction: Extraction, ranks: Ranks | None = None) -> CellFeatures:
@@ -193,8 +199,20 @@ def cell_features(cell: Cell, extraction: Extraction, ranks: Ranks | None = None
     return CellFeatures(train, test, time.monotonic() - started)
 
 
-def evaluate_cell(cell: Cell, features: CellFeatures, device: torch.device, out: Path) -> ResultRow:
-    """Carries out the cell's protocol; its folder below `out` is written first, then its row in `out`/results.jsonl."""
+def evaluate_cell(cell: Cell, features: CellFeatures, device: torch.device, out: Path, *, force: bool = False) -> ResultRow:
+    """Carries out the cell's protocol; its folder below `out` is written first, then its row in `out`/results.jsonl.
+
+    A process that has the same cell in hand is waited for: the lock in `out`/locks goes with its process. If there is a row then, it is
+    returned, except with `force`.
+    """
+    lock = out / "locks" / f"{cell.folder_name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(lock):
+        row = None if force else recorded(cell, out)
+        return _evaluate(cell, features, device, out) if row is None else row
+
+
+def _evaluate(cell: Cell, features: CellFeatures, device: torch.device, out: Path) -> ResultRow:
     labels = np.full_like(features.train.labels, -1)
     labels[cell.rows] = features.train.labels[cell.rows]
     outcome = cell.protocol.evaluate(
@@ -202,7 +220,7 @@ def evaluate_cell(cell: Cell, features: CellFeatures, device: torch.device, out:
         Rows(features.test.features, features.test.labels),
         len(cell.splits.train.class_names),
         cell.metric,
-        validation_rows=cell.splits.train.validation_rows if cell.subset.is_whole else None,
+        validation_rows=cell.validation_rows,
         seed=cell.seed,
         device=device,
     )
@@ -237,6 +255,7 @@ def _row(cell: Cell, outcome: Outcome, features: CellFeatures) -> ResultRow:
         details=_details(cell, outcome, features),
         subset=cell.subset.name,
         selected_on=cell.protocol.selected_on,
+        validation=cell.validation,
     )
 
 

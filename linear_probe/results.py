@@ -53,11 +53,14 @@ class ResultRow:
     selected_on: str = "validation"
     """"validation", "test" or "nothing": the rows on which hyper-parameters were chosen."""
 
+    validation: str = ""
+    """Digest of the numbers of the training rows that are the set's official validation part, where that selected; else empty."""
+
     @property
     def identity(self) -> tuple[str | int, ...]:
-        """What makes two rows the same evaluation: equal identity, equal number."""
+        """What makes two rows the same evaluation: equal identity, equal number. An official validation part counts where there is one."""
         data, how = (self.checkpoint_hash, self.data_hash), (self.protocol_hash, self.precision, self.preprocessing, self.seed, self.metric)
-        return *data, *how, self.subset
+        return *data, *how, self.subset, *((self.validation,) if self.validation else ())
 
     @property
     def cell(self) -> tuple[str, str, str, str]:

@@ -12,8 +12,8 @@ import torch
 
 from ..cli.errors import DataError, UserError
 from .architectures import create_model as create_model
-from .architectures import timm_preprocessing
-from .export import WEIGHTS_NAME, Card, read_card, read_weights, weights_hash
+from .architectures import create_offline, timm_preprocessing
+from .export import WEIGHTS_NAME, Card, network_hash, read_card, read_weights
 from .preprocessing import Normalize, Preprocessing
 from .published import open_published, resize_input
 from .sources import access_from_environment
@@ -27,14 +27,19 @@ CHECKPOINT_FORMS = (
 
 
 class Backbone:
-    """A frozen feature extractor with its preprocessing and the hash of its weights.
+    """A frozen feature extractor with its preprocessing and the hash of the network.
 
     `features` and `feature_maps` take uint8[B, S, S, 3], as the stream's batches hold them, on the backbone's device.
+
+    Args:
+        checkpoint_hash: `network_hash` of architecture and tensors; None: the name, of a module without tensors.
     """
 
-    def __init__(self, name: str, module: torch.nn.Module, preprocessing: Preprocessing, num_features: int) -> None:
+    def __init__(
+        self, name: str, module: torch.nn.Module, preprocessing: Preprocessing, num_features: int, checkpoint_hash: str | None = None
+    ) -> None:
         self.name, self.module, self.preprocessing, self.num_features = name, module.eval(), preprocessing, num_features
-        self.checkpoint_hash = weights_hash(module.state_dict()) if module.state_dict() else name
+        self.checkpoint_hash = name if checkpoint_hash is None else checkpoint_hash
         self.checkpoint = name
         """What `open_backbone` was asked for."""
         self._normalize = Normalize(preprocessing)
@@ -100,16 +105,25 @@ def _open(checkpoint: str, seed: int, image_size: int | None) -> Backbone:
         size = image_size or int(rest)
         return Backbone(f"pixels:{size}", Pixels(), Preprocessing(image_size=size, crop_fraction=1.0), 3 * size * size)
     if form == "timm":
-        return _from_timm(rest, image_size, pretrained=True)
+        return _at_size(_from_timm(rest, pretrained=True), image_size, checkpoint)
     if form == "untrained":
         torch.manual_seed(seed)
         card = read_card(_weights_path(rest)) if Path(rest).exists() else None
-        backbone = _from_timm(rest, image_size, pretrained=False) if card is None else _from_card(card, card.architecture, image_size)
+        backbone = _from_timm(rest, pretrained=False) if card is None else _from_card(card, card.architecture)
         backbone.name = f"untrained:{backbone.name} (seed {seed})"
-        return backbone
+        return _at_size(backbone, image_size, checkpoint)
     if form == "zoo" or ("@" in checkpoint and not Path(checkpoint).exists()):
-        return _from_published(checkpoint, image_size)
-    return _from_file(_weights_path(rest if form == "run" else checkpoint), image_size)
+        return _at_size(_from_published(checkpoint), image_size, checkpoint)
+    return _at_size(_from_file(_weights_path(rest if form == "run" else checkpoint)), image_size, checkpoint)
+
+
+def _at_size(backbone: Backbone, image_size: int | None, checkpoint: str) -> Backbone:
+    """Returns the backbone for images of another side; its hash stays that of the network as it is in the file."""
+    if image_size is None or image_size == backbone.preprocessing.image_size:
+        return backbone
+    resize_input(backbone.module, image_size, checkpoint)
+    preprocessing = dataclasses.replace(backbone.preprocessing, image_size=image_size)
+    return Backbone(backbone.name, backbone.module, preprocessing, backbone.num_features, backbone.checkpoint_hash)
 
 
 def run_weights(run: Path) -> Path:
@@ -129,50 +143,41 @@ def _weights_path(checkpoint: str) -> Path:
     raise UserError(f"checkpoint={checkpoint}: no such file or folder; give {CHECKPOINT_FORMS}")
 
 
-def _from_file(path: Path, image_size: int | None) -> Backbone:
+def _from_file(path: Path) -> Backbone:
     card = read_card(path)
     if card is None:
         raise UserError(f"checkpoint={path}: no model.json beside it says which architecture it is")
     tensors = read_weights(path)
     run = path.parent.parent.name if path.parent.name == "export" else path.stem
-    backbone = _from_card(card, run, image_size)
+    backbone = _from_card(card, run)
     _load_all(backbone.module, tensors, path)
-    backbone.checkpoint_hash = weights_hash(backbone.module.state_dict())
+    backbone.checkpoint_hash = network_hash(card.architecture, card.model_args, backbone.module.state_dict())
     return backbone
 
 
-def _from_published(checkpoint: str, image_size: int | None) -> Backbone:
-    """A checkpoint of others; its hash is that of the weights as they are in the file, whatever the image size."""
+def _from_published(checkpoint: str) -> Backbone:
     opened = open_published(checkpoint, access_from_environment())
-    module, preprocessing = opened.module, opened.preprocessing
-    num_features = int(cast(Any, module).num_features)
-    digest = weights_hash(module.state_dict())
-    if image_size is not None and image_size != preprocessing.image_size:
-        resize_input(module, image_size, checkpoint)
-        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
-    backbone = Backbone(opened.recipe.name, module, preprocessing, num_features)
-    backbone.checkpoint_hash = digest
-    return backbone
+    recipe, module = opened.recipe, opened.module
+    digest = network_hash(recipe.architecture, recipe.model_args, module.state_dict())
+    return Backbone(recipe.name, module, opened.preprocessing, int(cast(Any, module).num_features), digest)
 
 
-def _from_card(card: Card, name: str, image_size: int | None) -> Backbone:
-    options = dict(card.model_args)
-    preprocessing = card.preprocessing
-    if image_size is not None and image_size != preprocessing.image_size:
-        preprocessing = dataclasses.replace(preprocessing, image_size=image_size)
-        if "img_size" in options:
-            options["img_size"] = image_size
-    module = create_model(card.architecture, num_classes=0, **options)
-    return Backbone(name, module, preprocessing, int(cast(Any, module).num_features))
+def _from_card(card: Card, name: str) -> Backbone:
+    module = create_model(card.architecture, num_classes=0, **card.model_args)
+    digest = network_hash(card.architecture, card.model_args, module.state_dict())
+    return Backbone(name, module, card.preprocessing, int(cast(Any, module).num_features), digest)
 
 
-def _from_timm(name: str, image_size: int | None, *, pretrained: bool) -> Backbone:
+def _from_timm(name: str, *, pretrained: bool) -> Backbone:
     try:
-        module = create_model(name, pretrained=pretrained, num_classes=0)
+        if pretrained and access_from_environment().offline:
+            module = create_offline(name, num_classes=0)
+        else:
+            module = create_model(name, pretrained=pretrained, num_classes=0)
     except (OSError, RuntimeError) as error:  # no network, no such weights
         raise UserError(f"checkpoint=timm:{name}: its weights cannot be had: {error}") from None
-    preprocessing = timm_preprocessing(module, image_size)
-    return Backbone(name, module, preprocessing, int(cast(Any, module).num_features))
+    digest = network_hash(name, {}, module.state_dict())
+    return Backbone(name, module, timm_preprocessing(module), int(cast(Any, module).num_features), digest)
 
 
 def _load_all(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -12,9 +12,9 @@ import torch
 from ..cli.errors import EXIT_DONE, DataError, UserError
 from ..datasets.atomic import sha256_file
 from .architectures import create_model
-from .export import CARD_NAME, WEIGHTS_NAME, Card, State, contiguous, weights_hash, write_export
+from .export import CARD_NAME, WEIGHTS_NAME, Card, State, contiguous, network_hash, write_export
 from .preprocessing import Preprocessing
-from .published import Published, open_published
+from .published import Published, input_side, open_published
 from .registry import NORMALISATIONS
 from .sources import access_from_environment
 from .zoo_cli import ConvertSettings
@@ -29,6 +29,7 @@ def run(config: ConvertSettings) -> int:
     opened = open_published(
         config.checkpoint, access_from_environment(registry=config.registry), part=config.part, model_args=config.model_args
     )
+    preprocessing = _preprocessing(opened, config)
     state, classes = converted_state(opened, names, keep_head=config.head == "keep")
     sys.stdout.write(f"{opened.path}: {opened.match.summary}\n")
     sys.stdout.write("".join(f"  left out: {name}\n" for name in opened.match.left_out[:10]))
@@ -39,11 +40,12 @@ def run(config: ConvertSettings) -> int:
         architecture=opened.recipe.architecture,
         model_args=opened.recipe.model_args,
         classes=classes,
-        preprocessing=_preprocessing(opened.preprocessing, config),
+        preprocessing=preprocessing,
         trained=_origin(opened),
     )
     written = write_export(config.out, state, card)
-    sys.stdout.write(f"{written}: {len(state)} tensors, weights {weights_hash(opened.module.state_dict())[:12]}\n")
+    identity = network_hash(card.architecture, card.model_args, opened.module.state_dict())
+    sys.stdout.write(f"{written}: {len(state)} tensors, weights {identity[:12]}\n")
     return EXIT_DONE
 
 
@@ -95,13 +97,19 @@ def read_class_names(path: Path) -> list[str]:
     return cast(list[str], tree)
 
 
-def _preprocessing(known: Preprocessing, config: ConvertSettings) -> Preprocessing:
+def _preprocessing(opened: Published, config: ConvertSettings) -> Preprocessing:
+    side = input_side(opened.module)
+    if side is not None and config.image_size not in (None, side):
+        raise UserError(
+            f"image_size={config.image_size}: {opened.recipe.name} takes images of {side} pixels only, and a conversion resamples nothing; "
+            f"leave it out here and give it where the export is used"
+        )
     changes: dict[str, Any] = {
         name: value for name in ("image_size", "interpolation", "crop_fraction") if (value := getattr(config, name)) is not None
     }
     if config.normalisation is not None:
         changes["mean"], changes["std"] = NORMALISATIONS[config.normalisation]
-    return dataclasses.replace(known, **changes)
+    return dataclasses.replace(opened.preprocessing, **changes)
 
 
 def _origin(opened: Published) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def download(
     target: Path,
     *,
     sha256: str = "",
+    said_by: str = "",
     num_bytes: int | None = None,
     patience: Patience | None = None,
     check: Callable[[Path], object] = lambda path: None,
@@ -68,25 +69,28 @@ def download(
 
     Args:
         sha256: the hash, or its first digits, that the file must have; empty: not known.
+        said_by: who says so, and what to do if that is wrong, for the error.
         num_bytes: the size it must have; None: not known.
         check: raises DataError when the complete file is not what it should be.
         show: whether to show the progress.
 
     Raises:
-        DataError: when the server has no such file or another one, or keeps failing; what is downloaded so far is kept, unless it is wrong.
+        DataError: when the server has no such file or another one, keeps failing, or says nothing of the length of a file that nothing
+            is known of; what is downloaded so far is kept, unless it is wrong.
         UserError: when the disk has no room for it.
         OSError: naming the file, when it cannot be written.
     """
     patience = patience or Patience()
     part = _Part(target)
-    failures = 0
+    failures, longest = 0, part.size
     while True:
-        before = part.size
         try:
             _transfer(url, part, sha256, num_bytes, patience, show)
-            return _finish(url, part, target, sha256, check)
+            return _finish(url, part, target, sha256, said_by, check)
         except _TransientError as trouble:
-            failures = 1 if part.size >= before + _ADVANCE_BYTES else failures + 1
+            # Only bytes beyond the most there ever were are progress: what was thrown away and fetched again is none.
+            failures = 1 if part.size >= longest + _ADVANCE_BYTES else failures + 1
+            longest = max(longest, part.size)
             if failures >= patience.attempts:
                 kept = f"; {part.size:,} bytes are kept, run again to go on" if part.size else ""
                 raise DataError(f"{url}: {trouble} (attempt {failures} of {patience.attempts}){kept}") from None
@@ -104,6 +108,8 @@ class _Part:
         self._note = target.with_name(f"{target.name}.part.json")
         self.digest = hashlib.sha256()
         self.was_resumed = False
+        self.was_mistaken = False
+        """Whether its bytes had another hash than they should once already."""
 
     @property
     def size(self) -> int:
@@ -157,13 +163,15 @@ def _transfer(url: str, part: _Part, sha256: str, num_bytes: int | None, patienc
     with _open(url, offset, validator, part, patience) as response:
         start, total = _extent(response, offset)
         version = _validator(response)
+        if start and total is None and note is not None:
+            total = note.get("total")
         if start != offset and start:
             part.discard()
             raise _TransientError(f"the server goes on at byte {start:,} instead of {offset:,}")
         if start and (version != validator or (note is not None and note.get("total") not in (None, total))):
             part.discard()
             raise _TransientError("the file changed on the server; starting over")
-        _check_announced(url, response, total, num_bytes)
+        _check_announced(url, response, total, num_bytes, sha256)
         _check_space(part.path, total, start)
         with part.open(start, {"url": url, "validator": version, "total": total}) as file:
             _stream(response, file, part, total, patience, show)
@@ -197,7 +205,7 @@ def _open(url: str, offset: int, validator: str, part: _Part, patience: Patience
         raise _TransientError(f"no answer for {patience.stall_s:g} s") from None
     except urllib.error.URLError as error:
         raise _TransientError(f"cannot be reached: {error.reason}") from None
-    except (http.client.HTTPException, ConnectionError) as error:
+    except (http.client.HTTPException, OSError) as error:  # OSError: broken TLS, no route, …: nothing here is of the disk
         raise _TransientError(f"no proper answer: {type(error).__name__}: {error}") from None
 
 
@@ -242,7 +250,7 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _check_announced(url: str, response: http.client.HTTPResponse, total: int | None, num_bytes: int | None) -> None:
+def _check_announced(url: str, response: http.client.HTTPResponse, total: int | None, num_bytes: int | None, sha256: str) -> None:
     """Refuses what the headers already show to be the wrong thing."""
     kind = response.headers.get_content_type() if response.headers.get("Content-Type") else ""
     if kind in ("text/html", "application/xhtml+xml"):
@@ -251,6 +259,8 @@ def _check_announced(url: str, response: http.client.HTTPResponse, total: int | 
         raise DataError(f"{url}: answers with {response.headers['Content-Encoding']}-encoded bytes, which were not asked for")
     if None not in (num_bytes, total) and total != num_bytes:
         raise DataError(f"{url}: has {total:,} bytes, the registry says {num_bytes:,}")
+    if total is None and num_bytes is None and not sha256 and not response.chunked:
+        raise DataError(f"{url}: does not say how long the file is, so a cut would not be seen; give its sha256 or num_bytes in a registry")
 
 
 def _check_space(path: Path, total: int | None, start: int) -> None:
@@ -269,8 +279,8 @@ def _stream(response: http.client.HTTPResponse, file: IO[bytes], part: _Part, to
                 chunk = response.read1(_CHUNK_BYTES)
             except TimeoutError:
                 raise _TransientError(f"no byte for {patience.stall_s:g} s") from None
-            except (http.client.HTTPException, ConnectionError) as error:
-                raise _TransientError(f"the connection broke ({type(error).__name__})") from None
+            except (http.client.HTTPException, OSError) as error:
+                raise _TransientError(f"the connection broke ({type(error).__name__}: {error})") from None
             if not chunk:
                 return
             if not done and is_html(chunk):
@@ -308,14 +318,15 @@ def _write_all(file: IO[bytes], chunk: bytes, path: Path) -> None:
         raise
 
 
-def _finish(url: str, part: _Part, target: Path, sha256: str, check: Callable[[Path], object]) -> str:
+def _finish(url: str, part: _Part, target: Path, sha256: str, said_by: str, check: Callable[[Path], object]) -> str:
     digest = part.digest.hexdigest()
     if not digest.startswith(sha256):
-        was_resumed = part.was_resumed
+        may_be_spliced = part.was_resumed and not part.was_mistaken
+        part.was_mistaken = True
         part.discard()
-        if was_resumed:
+        if may_be_spliced:
             raise _TransientError("what was downloaded in several pieces has another sha256 than it should; starting over")
-        raise DataError(f"{url}: sha256 is {digest}, it should be {sha256}; nothing of it was kept")
+        raise DataError(f"{url}: sha256 is {digest}, it should be {' '.join([sha256, said_by]).strip()}; nothing of it was kept")
     try:
         check(part.path)
     except DataError as error:

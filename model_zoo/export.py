@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from ..cli.errors import DataError
-from ..datasets.atomic import write_bytes, write_json
+from ..datasets.atomic import sha256_json, write_bytes, write_json
 from .preprocessing import Preprocessing, preprocessing_from
 
 WEIGHTS_NAME, CARD_NAME = "model.safetensors", "model.json"
@@ -81,6 +81,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def contiguous(state: State) -> dict[str, torch.Tensor]:
     """Returns the tensors in row-major order on the CPU, as safetensors wants them."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def network_hash(architecture: str, model_args: Mapping[str, Any], state: State) -> str:
+    """Returns a hex SHA-256 over timm's name of a model (without the tag of its weights), its further arguments and `weights_hash`.
+
+    Networks of equal tensors may compute different things: an activation or a number of heads stands in no tensor.
+    """
+    return sha256_json({"architecture": architecture.partition(".")[0], "model_args": dict(model_args), "weights": weights_hash(state)})
 
 
 def weights_hash(state: State) -> str:

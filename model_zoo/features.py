@@ -2,16 +2,19 @@
 
 One folder per (checkpoint hash, preprocessing, data hash, precision), named by their digest: `features.npy` (N × D; float32, or
 float16 for a bf16 forward), `labels.npy` (int64[N]), `manifest.json`, written last. While it is being made it holds `part-*.npy`
-of 4,096 rows; ranks own disjoint parts, and a killed run goes on with the parts that are missing.
+of 4,096 rows and a lock; ranks own disjoint parts, and a killed run goes on with the parts that are missing.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import numpy.lib.format
 import numpy.typing as npt
@@ -27,6 +30,7 @@ from .backbone import Backbone, Precision
 from .ranks import Ranks
 
 PART_ROWS = 4096
+_WORD_EVERY_S = 60.0  # less than any patience of a process group
 
 Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -67,7 +71,7 @@ def extract_features(
     Args:
         cache: the folder that holds feature folders.
         what: name of the data, for the progress bar.
-        ranks: the processes that share the work; all of them return the same folder.
+        ranks: the processes that share the work; all of them return the same folder. Another job that is making it is waited for.
 
     Raises:
         DataError: for an unreadable image, or features beyond float16's range.
@@ -75,17 +79,19 @@ def extract_features(
     ranks = ranks or Ranks(0, 0, 1, device)
     identity = _identity(backbone, store, precision)
     folder = cache / f"{_file_name(backbone.name)}-{sha256_json(identity)[:16]}"
-    finished = _read_finished(folder, identity) if ranks.from_first(str(_is_finished(folder))) == "True" else None
-    if finished is None:
+    if not _is_finished_for(folder, ranks):
         folder.mkdir(parents=True, exist_ok=True)
-        how = Extraction(precision=precision, batch_size=batch_size, workers=workers)
-        _make_parts(backbone.to(device), store, folder, how, ranks, what)
-        ranks.barrier()
-        if ranks.is_first:
-            _join_parts(folder, store, identity)
-        ranks.barrier()
-        finished = _read_finished(folder, identity)
-    return finished
+        with _held(folder / ".lock", ranks):
+            if not _is_finished_for(folder, ranks):
+                how = Extraction(precision=precision, batch_size=batch_size, workers=workers)
+                _make_parts(backbone.to(device), store, folder, how, ranks, what)
+                ranks.barrier()
+                if ranks.is_first:
+                    _join_parts(folder, store, identity)
+                ranks.barrier()
+            if ranks.is_first:  # whoever waits for it looks at the manifest next
+                (folder / ".lock").unlink(missing_ok=True)
+    return _read_finished(folder, identity)
 
 
 def read_features(folder: Path) -> FeatureFolder:
@@ -113,6 +119,31 @@ def _is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").exists()
 
 
+def _is_finished_for(folder: Path, ranks: Ranks) -> bool:
+    """Returns what rank 0 sees, on every rank."""
+    return ranks.from_first(str(ranks.is_first and _is_finished(folder))) == "True"
+
+
+@contextlib.contextmanager
+def _held(path: Path, ranks: Ranks) -> Iterator[None]:
+    """Holds a lock in rank 0, which goes with its process; the others wait with it, and hear from it before they lose patience."""
+    lock = filelock.FileLock(path)
+    try:
+        while ranks.from_first("held" if ranks.is_first and _acquired(lock) else "busy") != "held":
+            pass
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: filelock.BaseFileLock) -> bool:
+    try:
+        lock.acquire(timeout=_WORD_EVERY_S, poll_interval=0.2)
+    except filelock.Timeout:
+        return False
+    return True
+
+
 def _read_finished(folder: Path, identity: dict[str, Any] | None) -> FeatureFolder:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
@@ -128,9 +159,10 @@ def _read_finished(folder: Path, identity: dict[str, Any] | None) -> FeatureFold
 
 
 def _make_parts(backbone: Backbone, store: ImageStore, folder: Path, how: Extraction, ranks: Ranks, what: str) -> None:
-    """Computes the parts that are missing and ours: every `world_size`-th of them."""
+    """Computes the parts that are missing (as rank 0 sees it, before any is made) and ours: every `world_size`-th of them."""
     num_parts = -(-len(store) // PART_ROWS)
-    missing = [part for part in range(num_parts) if not _part_path(folder, part).exists()]
+    found = [part for part in range(num_parts) if not _part_path(folder, part).exists()] if ranks.is_first else []
+    missing: list[int] = json.loads(ranks.from_first(json.dumps(found)))
     mine = missing[ranks.rank :: ranks.world_size]
     with Progress(len(store), f"features of {what}", enabled=ranks.is_first) as progress:
         progress.resume(len(store) - sum(_part_size(store, part) for part in missing))

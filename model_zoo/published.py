@@ -77,19 +77,41 @@ def load_published(path: Path, recipe: Recipe, part: str = "") -> Published:
         part: see `match_backbone`.
 
     Raises:
-        DataError: when the file cannot be read safely, any tensor does not match, or the model is not of the size the registry says.
+        DataError: when the file cannot be read safely, any tensor does not match, or model or classifier are not of the size that the
+            registry says.
         UserError: when there is no such model or part.
     """
     checkpoint = read_checkpoint(path)
     module = create_model(recipe.architecture, num_classes=0, **recipe.model_args)
-    entry = recipe.entry
-    num_params = sum(parameter.numel() for parameter in module.parameters())
-    if entry is not None and num_params != entry.num_params:
-        raise DataError(f"zoo:{entry.id}: {entry.architecture} has {num_params:,} parameters, the registry says {entry.num_params:,}")
+    if recipe.entry is not None:
+        _check_model(recipe.entry, module)
     match = match_backbone(checkpoint, module, path, part)
+    if recipe.entry is not None:
+        _check_head(recipe.entry, match, path)
     load_match(module, match)
     preprocessing = recipe.preprocessing or timm_preprocessing(module)
+    if (side := input_side(module)) is not None and recipe.entry is None:
+        preprocessing = dataclasses.replace(preprocessing, image_size=side)
     return Published(recipe=recipe, module=module, preprocessing=preprocessing, match=match, path=path)
+
+
+def _check_model(entry: Entry, module: torch.nn.Module) -> None:
+    num_params, width = sum(parameter.numel() for parameter in module.parameters()), int(cast(Any, module).num_features)
+    if num_params != entry.num_params:
+        raise DataError(f"zoo:{entry.id}: {entry.architecture} has {num_params:,} parameters, the registry says {entry.num_params:,}")
+    if width != entry.num_features:
+        raise DataError(f"zoo:{entry.id}: {entry.architecture} has features of width {width:,}, the registry says {entry.num_features:,}")
+
+
+def _check_head(entry: Entry, match: Match, path: Path) -> None:
+    """Refuses a classifier of another size than the registry says; that of an entry without one is not looked at."""
+    outputs = {len(tensor) for tensor in match.head.values() if tensor.ndim > 1}
+    if entry.num_classes and outputs - {entry.num_classes}:
+        found = " and ".join(f"{count:,}" for count in sorted(outputs))
+        raise DataError(
+            f"{path}: its classifier has {found} outputs, the registry says {entry.num_classes:,} of {entry.id}; "
+            f"a checkpoint of one's own is opened as FILE@{entry.architecture}"
+        )
 
 
 def open_published(checkpoint: str, access: Access, *, part: str = "", model_args: dict[str, Any] | None = None) -> Published:
@@ -117,6 +139,18 @@ def open_published(checkpoint: str, access: Access, *, part: str = "", model_arg
         recipe = dataclasses.replace(recipe, name=f"{path.name}@{name}")
     recipe = dataclasses.replace(recipe, model_args={**recipe.model_args, **(model_args or {})})
     return load_published(path, recipe, part)
+
+
+def input_side(module: torch.nn.Module) -> int | None:
+    """Returns the side, in pixels, of the only images that a timm model takes; None: it takes any."""
+    config = cast(Any, module).pretrained_cfg
+    if not config.get("fixed_input_size"):
+        return None
+    embedding = getattr(module, "patch_embed", None)
+    if not getattr(embedding, "strict_img_size", True):
+        return None
+    size = getattr(embedding, "img_size", None)
+    return int(config["input_size"][-1] if size is None else size[-1])
 
 
 def resize_input(module: torch.nn.Module, image_size: int, checkpoint: str) -> None:

@@ -68,10 +68,7 @@ def start_ranks(device: str = "auto") -> Ranks:
     Raises:
         UserError: when CUDA is asked for and there is none.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={device}: allowed are auto, cpu, cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: this machine has no CUDA device; use device=cpu or auto")
+    require_device(device)
     rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
     cuda = device != "cpu" and torch.cuda.is_available()
     place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -80,6 +77,14 @@ def start_ranks(device: str = "auto") -> Ranks:
     if world_size > 1:
         dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
     return Ranks(rank, local_rank, world_size, place)
+
+
+def require_device(device: str) -> None:
+    """Raises UserError for a device that is none of "auto", "cpu", "cuda", and for "cuda" where there is no such device."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device}: allowed are auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine has no CUDA device; use device=cpu or auto")
 
 
 _TORCHRUN = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))

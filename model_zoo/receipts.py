@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..cli.errors import DataError
 from ..datasets.atomic import sha256_file, write_json
+from .file_checks import check_weight_file
 from .registry import Source
 
 
@@ -66,20 +67,24 @@ def verify(copy: Path, source: Source, receipt: Receipt, came_from: str, digest:
 
     Args:
         copy: the file, wherever it lies.
-        digest: its SHA-256, where the caller has just computed it.
+        digest: its SHA-256, where the caller has just computed it, and has looked whether the file is a whole checkpoint.
 
     Raises:
-        DataError: when its size or hash is another than the registry's or the first download's.
+        DataError: when its size or hash is another than the registry's or the first copy's, or it is no whole checkpoint; nothing is
+            recorded then.
     """
     stat = copy.stat()
     seen = [stat.st_size, stat.st_mtime_ns]
     if receipt.checked.get(str(copy)) != seen or not receipt.sha256.startswith(source.sha256 or ""):
         if source.num_bytes not in (None, stat.st_size):
             raise DataError(f"{copy}: has {stat.st_size:,} bytes, the registry says {source.num_bytes:,}; remove it and fetch again")
+        is_checked = bool(digest)
         digest = digest or sha256_file(copy)
         expected = expected_hash(source, receipt)
         if not digest.startswith(expected):
-            raise DataError(f"{copy}: sha256 is {digest}, not {expected} {_said_by(source, receipt)}")
+            raise DataError(f"{copy}: sha256 is {digest}, not {expected} {said_by(source, receipt)}; to fetch it again remove {copy}")
+        if not is_checked:
+            _check_kind(copy)
         if digest != receipt.sha256:  # the first copy, or the registry has been pinned to another one since
             receipt.sha256, receipt.source, receipt.date, receipt.checked = digest, came_from, time.strftime("%Y-%m-%d"), {}
         receipt.checked[str(copy)] = seen
@@ -87,7 +92,16 @@ def verify(copy: Path, source: Source, receipt: Receipt, came_from: str, digest:
     return receipt.sha256
 
 
-def _said_by(source: Source, receipt: Receipt) -> str:
-    if expected_hash(source, receipt) == source.sha256 or receipt.sha256 == "":
-        return "as the registry says; remove the file and fetch again"
-    return f"as at the first download ({receipt.date}, {receipt.source}); to accept the new file remove {receipt.path}"
+def said_by(source: Source, receipt: Receipt) -> str:
+    """Returns who says what hash the file must have, and what to do if that is wrong; empty where nobody knows it."""
+    expected = expected_hash(source, receipt)
+    if expected == (source.sha256 or ""):
+        return "as the registry says" if expected else ""
+    return f"as the first copy had ({receipt.date}, {receipt.source}); to accept the new file remove {receipt.path}"
+
+
+def _check_kind(copy: Path) -> None:
+    try:
+        check_weight_file(copy)
+    except DataError as error:
+        raise DataError(f"{error}; remove the file and fetch again") from None

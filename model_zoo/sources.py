@@ -7,20 +7,22 @@ lock that the system takes away from a process that dies; the others wait and fi
 import contextlib
 import dataclasses
 import errno
+import inspect
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from ..cli.errors import BambooError, DataError, UserError, missing_extra
 from ..datasets.atomic import atomic_file, fsync_folder, sha256_file
 from .download import Patience, download
-from .file_kinds import weight_file_kind
-from .receipts import expected_hash, read_receipt, verify
+from .file_checks import check_weight_file
+from .receipts import expected_hash, read_receipt, said_by, verify
 from .registry import Entry, Source
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -102,11 +104,11 @@ def locate(entry: Entry, access: Access) -> Fetched | None:
     """Returns the entry's file where it is on this machine, after checking it; None where it is not.
 
     Raises:
-        DataError: when the first copy found has another size or hash than it should.
+        DataError: when the first copy found has another size or hash than it should, or is no whole checkpoint.
     """
     for source, path in copies(entry, access):
         receipt = read_receipt(access.place(entry, source.name))
-        digest = verify(path, source, receipt, "a copy put there by hand")
+        digest = verify(path, source, receipt, f"a copy found at {path}")
         return Fetched(path=path, sha256=digest, source=source, came_from=receipt.source)
     return None
 
@@ -154,19 +156,20 @@ def _from_source(entry: Entry, source: Source, access: Access) -> tuple[Path, st
         return _from_hub(source), ""
     if source.url is not None:
         return _from_url(source.url, entry, source, access)
-    return _from_drive(entry, source, access), ""
+    return _from_drive(entry, source, access)
 
 
 def _from_url(url: str, entry: Entry, source: Source, access: Access) -> tuple[Path, str]:
     target = access.place(entry, source.name)
-    expected = expected_hash(source, read_receipt(target))
+    receipt = read_receipt(target)
     digest = download(
         url,
         target,
-        sha256=expected,
+        sha256=expected_hash(source, receipt),
+        said_by=said_by(source, receipt),
         num_bytes=source.num_bytes,
         patience=access.patience,
-        check=weight_file_kind,
+        check=check_weight_file,
         show=access.show,
     )
     return target, digest
@@ -182,18 +185,21 @@ def _from_mirror(entry: Entry, source: Source, access: Access) -> tuple[Path, st
     if not held.is_file():
         raise DataError(f"has no {entry.id}/{source.name}")
     target = access.place(entry, source.name)
-    digest = _verify_held(held, source, expected_hash(source, read_receipt(target)))
+    digest = _verify_held(held, source, target)
     with held.open("rb") as original, atomic_file(target) as copy:
         shutil.copyfileobj(original, copy, 1 << 20)
     return target, digest
 
 
-def _verify_held(held: Path, source: Source, expected: str) -> str:
-    """Returns the SHA-256 of a mirror's file; raises DataError when it is not a checkpoint, or not the one it should be."""
-    weight_file_kind(held)
-    digest = sha256_file(held)
-    if not digest.startswith(expected) or source.num_bytes not in (None, held.stat().st_size):
-        raise DataError(f"{held}: sha256 is {digest}, {held.stat().st_size:,} bytes; it should be {expected or source.num_bytes}")
+def _verify_held(held: Path, source: Source, target: Path) -> str:
+    """Returns the SHA-256 of a file that is to become `target`; raises DataError when it is no checkpoint, or not the one it should be."""
+    check_weight_file(held)
+    receipt, size = read_receipt(target), held.stat().st_size
+    expected, digest = expected_hash(source, receipt), sha256_file(held)
+    if source.num_bytes not in (None, size):
+        raise DataError(f"{held}: has {size:,} bytes, the registry says {source.num_bytes:,}")
+    if not digest.startswith(expected):
+        raise DataError(f"{held}: sha256 is {digest}, not {expected} {said_by(source, receipt)}")
     return digest
 
 
@@ -208,7 +214,6 @@ def _from_hub(source: Source) -> Path:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         raise DataError(_in_words(error)) from None
-    weight_file_kind(path)
     return path
 
 
@@ -220,7 +225,7 @@ def _hub_copy(source: Source) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _from_drive(entry: Entry, source: Source, access: Access) -> Path:
+def _from_drive(entry: Entry, source: Source, access: Access) -> tuple[Path, str]:
     try:
         import gdown
     except ImportError:
@@ -229,14 +234,14 @@ def _from_drive(entry: Entry, source: Source, access: Access) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.drive")
     try:
-        gdown.download(id=source.drive, output=str(part), quiet=not access.show, use_cookies=False, resume=True)
+        gdown.download(**_drive_options(gdown.download, source, part, access))
     # gdown raises its own errors, its HTTP library's and the system's
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         raise DataError(_in_words(error)) from None
     try:
-        _verify_held(part, source, expected_hash(source, read_receipt(target)))
+        digest = _verify_held(part, source, target)
     except (OSError, DataError):
         part.unlink(missing_ok=True)
         raise
@@ -244,7 +249,15 @@ def _from_drive(entry: Entry, source: Source, access: Access) -> Path:
         os.fsync(file.fileno())
     part.replace(target)
     fsync_folder(target.parent)
-    return target
+    return target, digest
+
+
+def _drive_options(call: Callable[..., Any], source: Source, part: Path, access: Access) -> dict[str, Any]:
+    """Returns the arguments of gdown's `download`; older versions know no timeout, and wait for ever."""
+    patience = {"timeout": access.patience.stall_s, "retries": access.patience.attempts - 1}
+    known = inspect.signature(call).parameters
+    options = {"id": source.drive, "output": str(part), "quiet": not access.show, "use_cookies": False, "resume": True}
+    return {**options, **{name: value for name, value in patience.items() if name in known}}
 
 
 def _in_words(error: BaseException) -> str:

@@ -6,7 +6,7 @@ backbone, each of the right shape, is the one. There is no partial load.
 """
 
 import dataclasses
-import sys
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from ..cli.errors import DataError, UserError
+from .renaming import convert_names
 
 WRAPPINGS = (
     "state_dict",
@@ -33,6 +34,13 @@ _WHOLE = ("module", "_orig_mod", "model", "net", "state_dict")
 # … and what names the backbone among other parts (projectors, predictors, decoders), which are then left out.
 _PARTS = ("backbone", "encoder", "base_encoder", "encoder_q", "teacher", "student", "visual", "trunk")
 _HEADS = ("fc", "head", "classifier")
+# Of a classifier: its linear layer, and the normalisation that some models put before it …
+_CLASSIFIER = re.compile(r"((bn|norm)\.)?(weight|bias|running_mean|running_var|num_batches_tracked)")
+# … and of a projector that self-supervised training puts in its place: a numbered sequence of layers, DINO's last layer.
+_PROJECTOR = re.compile(
+    r"((mlp|layers|proj|projection_head)\.)?\d+(\.\d+)?\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+    r"|last_layer\.(weight|bias|weight_g|weight_v|parametrizations\.weight\.original[01])"
+)
 _LISTED = 20
 
 Tensors = dict[str, torch.Tensor]
@@ -45,7 +53,7 @@ class Match:
     tensors: Tensors
     """Every tensor of the backbone by its name there, but for the counters of `absent_counters`."""
     head: Tensors
-    """The classifier's tensors under the names that the model gives them; empty where there is none."""
+    """The classifier's tensors under the names that the model gives them; empty where there is none. A projector is none."""
     wrapping: str
     """Keys around the tensors, joined by dots; empty: none."""
     prefix: str
@@ -98,8 +106,10 @@ def match_backbone(checkpoint: Any, module: torch.nn.Module, path: Path, part: s
     attempts = [_attempt(wrapping, state, prefix, wanted, classifiers) for wrapping, state in states for prefix in _prefixes(state)]
     whole = _distinct([attempt.match for attempt in attempts if not attempt.faults])
     if not whole:
-        renamed = [_renamed(wrapping, state, prefix, module, classifiers) for wrapping, state in states for prefix in _prefixes(state)]
-        whole = _distinct([attempt.match for attempt in renamed if attempt is not None and not attempt.faults])
+        tried = [_renamed(wrapping, state, prefix, module, classifiers) for wrapping, state in states for prefix in _prefixes(state)]
+        renamed = [attempt for attempt in tried if attempt is not None]
+        whole = _distinct([attempt.match for attempt in renamed if not attempt.faults])
+        attempts += renamed
     if not whole:
         raise DataError(_report(path, min(attempts, key=lambda attempt: len(attempt.faults))))
     if len(whole) > 1:
@@ -152,15 +162,17 @@ def _attempt(
 ) -> _Attempt:
     given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     outside = [name for name in state if not name.startswith(prefix)]
-    others = [name for name in given if name not in wanted]
     heads = _head_names(classifiers, wanted)
-    head = {_as_classifier(name, heads, classifiers): given[name] for name in others if name.startswith(heads)}
+    kinds = {name: _head_kind(name, heads) for name in given if name not in wanted}
+    named = {name: _as_classifier(name, heads, classifiers) for name, kind in kinds.items() if kind == "classifier"}
+    head = {known: given[name] for name, known in named.items()}
     absent = [name for name in wanted if name not in given]
     counters = tuple(name for name in absent if name.endswith("num_batches_tracked"))
     of_part = bool(set(prefix.split(".")) & set(_PARTS))
     faults = [f"missing: {name}" for name in absent if name not in counters]
     faults += [f"{name}: {fault}" for name in wanted if name in given and (fault := _differs(given[name], wanted[name]))]
-    faults += [f"not part of the model: {name}" for name in others if not name.startswith(heads)]
+    faults += [f"not part of the model: {name}" for name, kind in kinds.items() if not kind]
+    faults += [f"a second classifier: {name}" for name, known in named.items() if head[known] is not given[name]]
     faults += [] if of_part else [f"not part of the model: {name}" for name in outside]
     tensors = {name: given[name] for name in wanted if name in given}
     match = Match(
@@ -169,7 +181,7 @@ def _attempt(
         wrapping=wrapping,
         prefix=prefix,
         absent_counters=counters,
-        left_out=tuple(outside),
+        left_out=(*outside, *(f"{prefix}{name}" for name, kind in kinds.items() if kind == "projector")),
         was_renamed=renamed,
     )
     return _Attempt(match, faults)
@@ -177,16 +189,25 @@ def _attempt(
 
 def _head_names(classifiers: tuple[str, ...], wanted: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """Returns the beginnings of a head's names: the model's own classifier, and the usual ones that the backbone does not use itself."""
-    usual = (name for name in _HEADS if not any(known.startswith(f"{name}.") for known in wanted))
+    around = (name.rpartition(".")[0] for name in classifiers)
+    usual = (name for name in (*filter(None, around), *_HEADS) if not any(known.startswith(f"{name}.") for known in wanted))
     return tuple(f"{name}." for name in dict.fromkeys((*classifiers, *usual)))
+
+
+def _head_kind(name: str, heads: tuple[str, ...]) -> str:
+    """Returns "classifier" or "projector" for a tensor of one; empty: it is of neither, wherever its name begins."""
+    rests = [name.removeprefix(head) for head in heads if name.startswith(head)]
+    if any(_CLASSIFIER.fullmatch(rest) for rest in rests):
+        return "classifier"
+    return "projector" if any(_PROJECTOR.fullmatch(rest) for rest in rests) else ""
 
 
 def _as_classifier(name: str, heads: tuple[str, ...], classifiers: tuple[str, ...]) -> str:
     """Returns the name that the model gives a tensor of its only classifier: `fc.weight` of a `head.fc` is `head.fc.weight`."""
     if len(classifiers) != 1 or name.startswith(f"{classifiers[0]}."):
         return name
-    own = next(head for head in heads if name.startswith(head))
-    return f"{classifiers[0]}.{name.removeprefix(own)}"
+    rest = name.removeprefix(next(head for head in heads if name.startswith(head)))
+    return name if "." in rest else f"{classifiers[0]}.{rest}"
 
 
 def _differs(given: torch.Tensor, wanted: torch.Tensor) -> str:
@@ -198,18 +219,14 @@ def _differs(given: torch.Tensor, wanted: torch.Tensor) -> str:
 
 
 def _renamed(wrapping: str, state: Tensors, prefix: str, module: torch.nn.Module, classifiers: tuple[str, ...]) -> _Attempt | None:
-    """Tries timm's conversion of the names that the authors of that architecture published; one that resizes a tensor does not count."""
-    convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+    """Tries timm's conversion of the names that the authors of that architecture published; one that resamples a tensor is a fault."""
     given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    if convert is None or len(given) != len(state):
+    if len(given) != len(state) or (converted := convert_names(given, module)) is None:
         return None
-    try:
-        converted = convert(dict(given), module)
-    except (KeyError, IndexError, RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
-        return None  # not the names it knows
-    if not isinstance(converted, Mapping) or any(name in given and given[name].shape != converted[name].shape for name in converted):
-        return None
-    return _attempt(wrapping, dict(converted), "", module.state_dict(), classifiers, renamed=True)
+    attempt = _attempt(wrapping, converted.tensors, "", module.state_dict(), classifiers, renamed=True)
+    faults = [f"{name}: of another image size in the file, and is not resampled here" for name in converted.made_anew]
+    left_out = (*attempt.match.left_out, *(f"{prefix}{name}" for name in converted.left_out))
+    return _Attempt(dataclasses.replace(attempt.match, left_out=left_out), faults + attempt.faults)
 
 
 def _distinct(matches: list[Match]) -> list[Match]:

@@ -26,11 +26,11 @@ def run(config: FetchSettings) -> int:
     chosen = list(entries.values()) if names == ["all"] else [find_entry(entries, name) for name in dict.fromkeys(names)]
     if config.dry_run:
         return _dry_run(chosen, access)
-    failures: list[BambooError] = []
+    failures: list[BambooError | OSError] = []
     for entry in chosen:
         try:
             fetched = fetch(entry, access)
-        except BambooError as error:
+        except (BambooError, OSError) as error:  # OSError: the disk, which may have room for a smaller one
             failures.append(error)
             sys.stderr.write(f"bamboo zoo: {error}\n")
             continue
@@ -38,7 +38,9 @@ def run(config: FetchSettings) -> int:
         sys.stdout.write(f"{entry.id}: {fetched.path}\n  sha256 {fetched.sha256} ({how}), from {fetched.came_from}\n")
     if failures and len(chosen) > 1:
         sys.stderr.write(f"bamboo zoo: {len(failures)} of {len(chosen)} could not be had\n")
-    return EXIT_DONE if not failures else failures[0].exit_code if len(failures) == 1 else EXIT_FAILURE
+    if len(failures) == 1:
+        return getattr(failures[0], "exit_code", EXIT_FAILURE)
+    return EXIT_FAILURE if failures else EXIT_DONE
 
 
 def _dry_run(chosen: list[Entry], access: Access) -> int:

@@ -128,9 +128,7 @@ class Run:
         view = EvalView(
             self._config.data.image_size, crop_fraction=self._config.data.eval_crop, interpolation=self._config.data.interpolation
         )
-        source = EvalBatches(
-            self._pool.val, view, self._config.run.eval_batch_size, self._ranks.rank, self._ranks.world_size
-        )
+        source = EvalBatches(self._pool.val, view, self._config.run.eval_batch_size, self._ranks.rank, self._ranks.world_size)
         batches = self._load(source, range(len(source)))
         score = evaluate(self._average.module, self._normalize, batches, self._ranks, self._config.run.precision)
         self._logger.write({"kind": "eval", "step": step, **dataclasses.asdict(score)})

@@ -47,7 +47,7 @@ class DownstreamSet:
 
     @property
     def own_kind(self) -> str | None:
-        """"folder" or "shards" for a set of one's own, else None."""
+        """ "folder" or "shards" for a set of one's own, else None."""
         kind = self.name.partition(":")[0]
         return kind if kind in OWN_KINDS else None
 

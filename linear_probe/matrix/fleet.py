@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...cli.errors import UserError
 from ...datasets.atomic import write_text
-from ...slurm.array import TASK, Array, is_running, render_array, submit
+from ...slurm.array import TASK, Array, render_array, submit, wait
 from ...slurm.settings import SlurmSettings
-from ..failures import append_failure
 from .tasks import FINISHED, Task, TaskState, read_state, write_state
-from .worker import Watcher
+from .worker import Watcher, note_failure
 
 _POLL_S = 0.2
+_END_LIMIT_S = 10.0
+_LAST_WORDS = 300
+MATRIX_NAME = "matrix.yaml"
 
 WORKER = (sys.executable, "-m", "bamboo.linear_probe.multi_run", "--config")
 
@@ -27,20 +28,20 @@ WORKER = (sys.executable, "-m", "bamboo.linear_probe.multi_run", "--config")
 class Fleet:
     """What local workers and SLURM tasks have in common: the matrix on disk, the tasks, and who watches."""
 
-    matrix: Path
-    """The settings file that every worker reads."""
+    start: Path
+    """Folder of this start of the matrix: matrix.yaml, which every worker reads, the states of the tasks, and logs."""
     out: Path
-    run_id: str
     tasks: Sequence[Task]
     watch: Watcher
 
     def command(self, task: str) -> list[str]:
         """Returns the command that carries out one task."""
-        return [*WORKER, str(self.matrix), "--launcher", "local", "--processes", "1", "--run-id", self.run_id, "--tasks", task]
+        matrix = str((self.start / MATRIX_NAME).absolute())
+        return [*WORKER, matrix, "--launcher", "local", "--processes", "1", "--start", str(self.start.absolute()), "--tasks", task]
 
     def state(self, task: Task) -> TaskState:
         """Returns how far a task is by its file."""
-        return read_state(task.state_path(self.out), self.run_id) or task.waiting(self.run_id)
+        return read_state(self.start / f"{task.file_name}.json") or task.waiting
 
     def look(self) -> list[TaskState]:
         """Tells the watcher how far each task is, and returns the states."""
@@ -55,19 +56,11 @@ class Fleet:
         cells = []
         for cell in state.cells:
             if cell.state not in FINISHED:
-                append_failure(
-                    self.out,
-                    model=task.model,
-                    checkpoint=task.checkpoint,
-                    dataset=task.dataset,
-                    protocol=cell.protocol,
-                    subset=cell.subset,
-                    reason=reason,
-                )
+                note_failure(self.out, task, cell.protocol, cell.subset, reason)
                 cell = dataclasses.replace(cell, state="failed", reason=reason)
             cells.append(cell)
         state = dataclasses.replace(state, cells=tuple(cells), doing="")
-        write_state(task.state_path(self.out), state)
+        write_state(self.start / f"{task.file_name}.json", state)
         self.watch(task.number, state)
 
 
@@ -96,31 +89,28 @@ def run_local(fleet: Fleet, slots: Sequence[dict[str, str]], retries: int) -> No
                     if attempts[task.number] <= retries:
                         waiting.append(task)
                     else:
-                        fleet.give_up(task, f"its process {_ending(process.returncode)}; log: {_log(fleet, task)}")
+                        log = _log(fleet, task)
+                        fleet.give_up(task, f"its process {_ending(process.returncode)}{_last_words(log)}; log: {log}")
             fleet.look()
     finally:
-        for _, process in running.values():
-            process.terminate()
+        _end([process for _, process in running.values()])
 
 
 def run_slurm(fleet: Fleet, settings: SlurmSettings, *, name: str, watched: bool, told: Callable[[str], Any]) -> Array:
     """Submits the tasks as one array; where `watched`, returns when it is over, with every cell finished or noted as failed."""
-    logs = fleet.out / "logs"
+    logs = _logs(fleet)
     logs.mkdir(parents=True, exist_ok=True)
-    script = fleet.out / f"{name}.sh"
+    script = fleet.start / f"{name}.sh"
     write_text(script, slurm_script(fleet, settings, name=name))
     array = submit(script)
     told(f"submitted {len(fleet.tasks)} tasks as job {array.job}: {script}, logs in {logs}\n")
     if not watched:
         return array
-    poll_s = 1.0
-    while is_running(array):
-        time.sleep(poll_s)
-        fleet.look()
-        poll_s = min(2.0 * poll_s, 15.0)  # a scheduler serves many users
+    wait(array, fleet.look)
     for task in fleet.tasks:
         if not fleet.state(task).is_finished:
-            fleet.give_up(task, f"its SLURM task ended without a result; log: {logs / f'{array.job}_{task.number}.log'}")
+            log = logs / f"{array.job}_{task.number}.log"
+            fleet.give_up(task, f"its SLURM task ended without a result{_last_words(log)}; log: {log}")
     fleet.look()
     return array
 
@@ -128,22 +118,24 @@ def run_slurm(fleet: Fleet, settings: SlurmSettings, *, name: str, watched: bool
 def slurm_script(fleet: Fleet, settings: SlurmSettings, *, name: str) -> str:
     """Returns the batch script of the array; task numbers are the matrix's own."""
     numbers = [task.number for task in fleet.tasks]
-    return render_array(name, numbers, fleet.command(TASK), Path.cwd(), (fleet.out / "logs").absolute(), settings)
+    return render_array(name, numbers, fleet.command(TASK), Path.cwd(), _logs(fleet).absolute(), settings)
 
 
-def gpu_slots(processes: int) -> list[dict[str, str]]:
+def slots_for(processes: int, device: str) -> list[dict[str, str]]:
     """Returns the environments of `processes` workers, each with one of the GPUs in turn; 0 means one per GPU, at least one.
 
     Raises:
-        UserError: for a negative number.
+        UserError: for a device that is not there.
     """
     import torch  # seconds: only where workers are really started
 
-    if processes < 0:
-        raise UserError(f"processes={processes}: must be 0 (one per GPU) or more")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    gpus = gpus if torch.cuda.is_available() else []
+    from ...model_zoo.ranks import require_device
+
+    require_device(device)
+    gpus: list[str] = []
+    if device != "cpu" and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     count = processes or max(len(gpus), 1)
     cores = max(len(os.sched_getaffinity(0)) // count, 1)
     shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}
@@ -157,8 +149,32 @@ def _start(fleet: Fleet, task: Task, environment: dict[str, str]) -> subprocess.
         return subprocess.Popen(fleet.command(str(task.number)), stdout=file, stderr=file, env=os.environ | environment)
 
 
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends processes, by force those that do not end in time."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(_END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _logs(fleet: Fleet) -> Path:
+    return fleet.start / "logs"
+
+
 def _log(fleet: Fleet, task: Task) -> Path:
-    return fleet.out / "logs" / f"{task.state_path(fleet.out).stem}.log"
+    return _logs(fleet) / f"{task.file_name}.log"
+
+
+def _last_words(log: Path) -> str:
+    """Returns the last line of a log, after a colon; nothing where there is none."""
+    try:
+        lines = log.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f": {lines[-1].strip()[:_LAST_WORDS]}" if lines else ""
 
 
 def _ending(code: int) -> str:

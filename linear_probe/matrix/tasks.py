@@ -1,7 +1,7 @@
 """The matrix of `multi_run`: its cells, the tasks they run in, and how far each of them is.
 
 A task is one model on one set: its cells (protocols × subsets) share the features. What is known of a task stands in a small file of its
-own, `state/NUMBER-MODEL-SET.json`, which whoever runs the task rewrites and whoever watches reads.
+own, `NUMBER-MODEL-SET.json` in the folder of the start, which whoever runs the task rewrites and whoever watches reads.
 """
 
 import dataclasses
@@ -35,9 +35,8 @@ class CellState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskState:
-    """How far a task is; `run` tells one start of `multi_run` from another."""
+    """How far a task is."""
 
-    run: str
     model: str
     dataset: str
     cells: tuple[CellState, ...]
@@ -65,14 +64,16 @@ class Task:
     cells: tuple[tuple[str, str], ...]
     """(protocol, subset) of each cell."""
 
-    def waiting(self, run: str) -> TaskState:
+    @property
+    def waiting(self) -> TaskState:
         """Returns the state before anything was done."""
         cells = tuple(CellState(protocol=protocol, subset=subset) for protocol, subset in self.cells)
-        return TaskState(run=run, model=self.model, dataset=self.dataset, cells=cells)
+        return TaskState(model=self.model, dataset=self.dataset, cells=cells)
 
-    def state_path(self, out: Path) -> Path:
-        """Returns where the state stands."""
-        return out / "state" / f"{self.number:04d}-{_slug(self.model)}-{self.dataset}.json"
+    @property
+    def file_name(self) -> str:
+        """Name of the task's files, without a suffix."""
+        return f"{self.number:04d}-{_slug(self.model)}-{_slug(self.dataset)}"
 
 
 def tasks_of(
@@ -113,15 +114,14 @@ def write_state(path: Path, state: TaskState) -> None:
     write_json(path, dataclasses.asdict(state))
 
 
-def read_state(path: Path, run: str) -> TaskState | None:
-    """Returns the state that was written in `run`, or None: none yet, another run's, or not readable."""
+def read_state(path: Path) -> TaskState | None:
+    """Returns the state in a file; None where there is none, or none that can be read."""
     try:
         tree: dict[str, Any] = json.loads(path.read_bytes())
         cells = tuple(CellState(**cell) for cell in tree.pop("cells"))
-        state = TaskState(**tree, cells=cells)
+        return TaskState(**tree, cells=cells)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return state if state.run == run else None
 
 
 def _slug(name: str) -> str:

@@ -1,12 +1,10 @@
 """Carries out tasks of a matrix in this process, cell by cell; one cell's failure is noted and the next one begins."""
 
-import contextlib
 import dataclasses
-import fcntl
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from ...cli.errors import BambooError
@@ -27,18 +25,17 @@ Watcher = Callable[[int, TaskState], None]
 class Worker:
     """Runs tasks one after the other and keeps what the next one may need: the last backbone and the sets that were opened."""
 
-    def __init__(self, settings: CellSettings, extraction: Extraction, out: Path, run_id: str, watch: Watcher, retries: int) -> None:
-        self._settings, self._extraction, self._out = settings, extraction, out
-        self._run_id, self._watch, self._retries = run_id, watch, retries
+    def __init__(self, settings: CellSettings, extraction: Extraction, start: Path, watch: Watcher, retries: int) -> None:
+        self._settings, self._extraction, self._out, self._start = settings, extraction, settings.out, start
+        self._watch, self._retries = watch, retries
         self._backbone: tuple[str, Backbone] | None = None
         self._splits: dict[tuple[str, Path], Splits] = {}
 
     def run(self, task: Task) -> TaskState:
-        """Runs a task and returns its final state; another process that has the same task in hand is waited for."""
-        journal = _Journal(task, self._out, self._run_id, self._watch)
-        with _locked(task.state_path(self._out).with_suffix(".lock")):
-            for at in range(len(task.cells)):
-                self._run_cell(task, at, journal)
+        """Runs a task and returns its final state; a cell that another process has in hand is waited for."""
+        journal = _Journal(task, self._start, self._watch)
+        for at in range(len(task.cells)):
+            self._run_cell(task, at, journal)
         return journal.state
 
     def _run_cell(self, task: Task, at: int, journal: "_Journal") -> None:
@@ -60,9 +57,7 @@ class Worker:
                 done = {"value": row.value, "standard_error": row.standard_error, "seconds": time.monotonic() - started}
                 journal.set(at, state=state, **done)
                 return
-        append_failure(
-            self._out, model=task.model, checkpoint=task.checkpoint, dataset=task.dataset, protocol=protocol, subset=subset, reason=reason
-        )
+        note_failure(self._out, task, protocol, subset, reason)
         journal.set(at, state="failed", reason=reason, seconds=time.monotonic() - started)
 
     def _evaluate(self, task: Task, protocol: str, subset: str) -> tuple[State, ResultRow]:
@@ -77,7 +72,7 @@ class Worker:
             model=task.label,
         )
         row = None if self._settings.force else recorded(cell, self._out)
-        return ("recorded", row) if row is not None else ("done", run(cell, self._extraction, self._out))
+        return ("recorded", row) if row is not None else ("done", run(cell, self._extraction, self._out, force=self._settings.force))
 
     def _opened_backbone(self, task: Task) -> Backbone:
         if self._backbone is None or self._backbone[0] != task.checkpoint:
@@ -93,13 +88,24 @@ class Worker:
         return self._splits[key]
 
 
-class _Journal:
-    """Keeps a task's state, in its file and before the watcher."""
+def note_failure(out: Path, task: Task, protocol: str, subset: str, reason: str) -> None:
+    """Appends a failed cell to the journal in `out`; where that cannot be, it is said on standard error, and the other cells go on."""
+    try:
+        append_failure(
+            out, model=task.model, checkpoint=task.checkpoint, dataset=task.dataset, protocol=protocol, subset=subset, reason=reason
+        )
+    except OSError as error:
+        sys.stderr.write(f"not in the journal of failures ({error}): {task.model} on {task.dataset} ({protocol}, {subset}): {reason}\n")
 
-    def __init__(self, task: Task, out: Path, run_id: str, watch: Watcher) -> None:
-        self._number, self._path, self._watch = task.number, task.state_path(out), watch
-        self.state = task.waiting(run_id)
+
+class _Journal:
+    """Keeps a task's state, in its file and before the watcher; a file that cannot be written does not end the work."""
+
+    def __init__(self, task: Task, start: Path, watch: Watcher) -> None:
+        self._number, self._path, self._watch = task.number, start / f"{task.file_name}.json", watch
+        self.state = task.waiting
         self._written = 0.0
+        self._complained = False
         self._tell()
 
     def set(self, at: int, **changes: object) -> None:
@@ -119,14 +125,10 @@ class _Journal:
 
     def _tell(self) -> None:
         self._written = time.monotonic()
-        write_state(self._path, self.state)
+        try:
+            write_state(self._path, self.state)
+        except OSError as error:
+            if not self._complained:
+                sys.stderr.write(f"{self._path}: how far the task is cannot be written: {error}\n")
+            self._complained = True
         self._watch(self._number, self.state)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a file lock; it goes with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

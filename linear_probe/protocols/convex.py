@@ -44,10 +44,7 @@ class Convex(Protocol):
     """Share of the training rows that select λ where the set has no official validation part, stratified by class."""
 
     sweep_tolerance: float
-    """Decrement at which a solve of the search stops, relative to max(F, floor_share · log K)."""
-
-    floor_share: float
-    """Below this share of the loss log K of guessing, a solve of the search counts as interpolating."""
+    """Decrement at which a solve of the search stops, relative to F or to what `search` says."""
 
     final_tolerance: float
     """Decrement of the refit relative to F."""
@@ -122,10 +119,16 @@ class Convex(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Standard(Convex):
-    """`standard`: a grid of λ relative to the scale of the features, swept whole from strong to weak; the refit keeps λ / n."""
+    """`standard`: a grid of λ relative to the scale of the features, swept whole from strong to weak; the refit keeps λ / n.
+
+    The values of the sweep are solved to `sweep_tolerance` (as `sweep`), the chosen one's refit to a certified gap.
+    """
 
     grid: tuple[float, ...]
     """λ / n relative to the mean eigenvalue of the centred Gram matrix of all training rows, falling."""
+
+    floor_share: float
+    """Below this share of the loss log K of guessing, `sweep_tolerance` is relative to that share of it instead of F."""
 
     patience: int
     """Values without improvement after which the sweep ends, once every training row is right."""
@@ -153,11 +156,12 @@ class Clip(Convex):
     """`clip`: the logistic regression of CLIP's evaluation (Radford et al. 2021, appendix A.3), on features as they are.
 
     λ (the 1/C of scikit-learn: F = (1/n) Σ CE + (λ/2n) ‖W‖²) lies on a logarithmic grid of 96 steps from 10⁻⁶ to 10⁶, of which about 15
-    values are solved: seven two decades apart, then at every halving of the spacing both neighbours of the best so far. The refit on train
+    values are scored: seven two decades apart, then at every halving of the spacing both neighbours of the best so far. The refit on train
     + val keeps λ, so λ/n falls. Metric and official validation parts are the sets' own.
 
-    Two things differ. Each value is solved to its optimum, where the original stopped scikit-learn after 1,000 iterations wherever that
-    was. And the original never said how much of train it held out where a set has no official validation part; here it is `val_fraction`.
+    Two things differ. Each value is solved to within `sweep_tolerance` of its optimum (as `parametric_sweep`: its validation score is that
+    of the optimum to within a row or two), where the original stopped scikit-learn after 1,000 iterations wherever that was. And the
+    original never said how much of train it held out where a set has no official validation part; here it is `val_fraction`.
     """
 
     weakest: float
@@ -174,9 +178,8 @@ class Clip(Convex):
         return tuple(10.0 ** (high - (high - low) * step / self.num_steps) / num_train for step in range(self.num_steps + 1))
 
     def search(self, problem: Problem, num_train: int, ridges: tuple[float, ...], score_of: Score) -> Path:
-        """Returns the values that the parametric search solves."""
-        limits: dict[str, Any] = {"tolerance": self.sweep_tolerance, "floor_share": self.floor_share}
-        return parametric_sweep(problem, num_train, ridges, score_of, coarse=self.coarse_steps, **limits)
+        """Returns the values that the parametric search scores."""
+        return parametric_sweep(problem, num_train, ridges, score_of, coarse=self.coarse_steps, tolerance=self.sweep_tolerance)
 
     def refit_ridge(self, ridge: float, num_train: int, num_rows: int) -> float:
         """Returns the same λ over the larger n."""

@@ -101,12 +101,15 @@ class Protocol(abc.ABC):
 
     name: str
 
+    revision: int = 1
+    """Raised when a change of the code moves the protocol's numbers: rows of an older revision are then evaluated anew."""
+
     selected_on: ClassVar[SelectedOn] = "validation"
     """The rows on which hyper-parameters, or the moment to stop, are chosen."""
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of all fields."""
+        """Hex SHA-256 of all fields, `revision` among them."""
         return sha256_json(dataclasses.asdict(self))
 
     @abc.abstractmethod

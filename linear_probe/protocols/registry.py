@@ -21,13 +21,13 @@ STANDARD = Standard(
 
 CLIP = Clip(
     name="clip",
+    revision=2,
     weakest=1e-6,
     strongest=1e6,
     num_steps=96,
     coarse_steps=16,
     val_fraction=0.2,
-    sweep_tolerance=1e-6,
-    floor_share=0.01,
+    sweep_tolerance=3e-6,
     final_tolerance=1e-7,
     final_gap=1e-6,
 )

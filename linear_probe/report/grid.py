@@ -113,6 +113,11 @@ def _alerts(table: Table) -> Iterator[str]:
         yield _TEST_SELECTED
     for failure in table.failures:
         yield f"failed: {failure.model} on {failure.dataset}: {failure.reason}"
+    for failure in table.repeats:
+        yield f"a later attempt failed ({failure.date}), the row before it is shown: {failure.model} on {failure.dataset}: {failure.reason}"
+    for line in table.lines:
+        if len({(cell.row.preprocessing, cell.row.precision) for cell in line.cells.values()}) > 1:
+            yield f"{line.model}: its cells differ in image preprocessing or precision; they are not of one setting"
     if len(digests := _short(cell.row.protocol_hash for cell in table.cells)) > 1:
         yield f"{len(digests)} versions of protocol {table.protocol} ({', '.join(digests)}): only rows of the same version compare"
     for dataset, hashes in _data(table).items():

@@ -22,7 +22,8 @@ EXPLANATIONS = {
     ),
     "clip": (
         "The logistic regression of the CLIP paper: λ from its grid of 96 steps, narrowed down on validation images, then fitted once more "
-        "to training and validation images together and tested once. Here each λ is solved to its optimum."
+        "to training and validation images together and tested once. Here each λ is solved until its validation score is the optimum's to "
+        "a row or two."
     ),
     "bamboo-2022": (
         "The benchmark that was released with Bamboo: the sum of ten segment means plus λ‖W‖, its own grid of λ, and of all λ and all "

@@ -59,9 +59,6 @@ class PublishedRow:
     numbers: Mapping[str, Number]
     """By set."""
 
-    mean: float | None
-    """Of the ten sets, as it is quoted."""
-
     chart: bool
     """Whether charts show it."""
 
@@ -103,7 +100,7 @@ def load(file: Path = FILE) -> Published:
                     raise ValueError(f"{file}: {entry['model']}: {name} is given twice or is none of the ten sets")
                 numbers[name] = Number(float(value), group["source"], bool(group["recalled"]))
         facts = {key: entry[key] for key in ("model", "data", "protocol", "selected_on")}
-        rows.append(PublishedRow(**facts, numbers=numbers, mean=entry.get("mean"), chart=entry.get("chart", False)))
+        rows.append(PublishedRow(**facts, numbers=numbers, chart=entry.get("chart", False)))
     return Published(sources, tuple(rows))
 
 

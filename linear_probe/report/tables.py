@@ -96,6 +96,8 @@ class Table:
 
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
+    repeats: tuple[Failure, ...] = ()
+    """Failed attempts at cells that have an older row: the row stands."""
 
     @property
     def averaged(self) -> tuple[Column, ...]:
@@ -125,20 +127,21 @@ class Table:
 def build(records: Iterable[Record], failures: Iterable[Failure] = ()) -> list[Table]:
     """Returns the tables: protocols in the suite's order, larger subsets first; sets in the suite's order, models as they first appear.
 
-    A failure counts until its cell has a later row; from then on it is history.
+    A failure counts until its cell has a row. One that is later than the row is kept as a remark: the row is still true.
     """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record.row.protocol, record.row.subset, record.row.selected_on), []).append(record)
-    pending = _pending([record for group in groups.values() for record in group], failures)
+    pending, repeats = _unresolved([record for group in groups.values() for record in group], failures)
     for failure in pending:
         if not any(key[:2] == (failure.protocol, failure.subset) for key in groups):
             groups[failure.protocol, failure.subset, ""] = []
     tables, claimed = [], set()
     for key in sorted(groups, key=lambda key: (_place(_PROTOCOLS, key[0]), _subset_place(key[1]), key[2])):
         mine = [] if key[:2] in claimed else [failure for failure in pending if (failure.protocol, failure.subset) == key[:2]]
+        later = [] if key[:2] in claimed else [failure for failure in repeats if (failure.protocol, failure.subset) == key[:2]]
         claimed.add(key[:2])
-        tables.append(_table(key, groups[key], mine))
+        tables.append(dataclasses.replace(_table(key, groups[key], mine), repeats=tuple(later)))
     return tables
 
 
@@ -147,19 +150,27 @@ def dataset_place(name: str) -> tuple[int, str]:
     return _place(_SETS, name)
 
 
-def _pending(records: Sequence[Record], failures: Iterable[Failure]) -> list[Failure]:
-    """Returns the last failure of each cell that has no row of the same moment or later."""
-    names = {record.row.details.get("checkpoint"): record.row.model for record in records}
-    last: dict[tuple[str, str, str, str], Failure] = {}
+def _unresolved(records: Sequence[Record], failures: Iterable[Failure]) -> tuple[list[Failure], list[Failure]]:
+    """Returns the last failure of each cell without a row, and of each cell whose rows are all older than it."""
+    last: dict[tuple[str, str, str, str, str], Failure] = {}
     for failure in failures:
-        if failure.model == failure.checkpoint:  # without a label of its own it goes by the name that its rows have
-            failure = dataclasses.replace(failure, model=names.get(failure.checkpoint, failure.model))
-        last[failure.model, failure.dataset, failure.protocol, failure.subset] = failure
-    newest: dict[tuple[str, str, str, str], datetime.datetime] = {}
-    for row in (record.row for record in records):
-        key = (row.model, row.dataset, row.protocol, row.subset)
-        newest[key] = max(_moment(row.date), newest.get(key, _moment("")))
-    return [failure for key, failure in last.items() if key not in newest or newest[key] < _moment(failure.date)]
+        last[failure.model, failure.checkpoint, failure.dataset, failure.protocol, failure.subset] = failure
+    pending, repeats = [], []
+    for failure in last.values():
+        cell = (failure.dataset, failure.protocol, failure.subset)
+        dates = [_moment(record.row.date) for record in records if record.row.cell[1:] == cell and _is_of(record.row, failure)]
+        if not dates:
+            pending.append(failure)
+        elif max(dates) < _moment(failure.date):
+            repeats.append(failure)
+    return pending, repeats
+
+
+def _is_of(row: ResultRow, failure: Failure) -> bool:
+    """Whether a row is of the model that failed: by the user's label, or, where there is none, by the checkpoint it was opened from."""
+    if failure.model != failure.checkpoint:
+        return row.model == failure.model
+    return bool(row.details.get("checkpoint", row.model) == failure.checkpoint)
 
 
 def _table(key: tuple[str, str, str], records: Sequence[Record], failures: Sequence[Failure]) -> Table:
@@ -175,8 +186,8 @@ def _table(key: tuple[str, str, str], records: Sequence[Record], failures: Seque
         before = line.cells[column].records if column in line.cells else ()
         line.cells[column] = Cell(tuple(sorted((*before, record), key=lambda record: _moment(record.row.date))))
     for failure in failures:
-        of_model = [line for line in lines.values() if line.model == failure.model]
-        line = of_model[-1] if of_model else lines.setdefault((failure.model, ""), Line(failure.model, "", {}, {}))
+        own = [line for line in lines.values() if any(_is_of(cell.row, failure) for cell in line.cells.values())]
+        line = own[-1] if own else lines.setdefault((failure.model, ""), Line(failure.model, "", {}, {}))
         line.failures[by_set[failure.dataset]] = failure
     return Table(*key, columns=tuple(columns), lines=tuple(lines.values()))
 

@@ -119,6 +119,14 @@ def decrement_below(tolerance: float, floor: float) -> StopRule:
     return lambda progress: progress.decrement <= tolerance * max(progress.value, floor)
 
 
+def decrement_within(tolerance: float, start: float) -> StopRule:
+    """Returns the rule decrement ≤ tolerance · min(F, F₀ − F) with F₀ = `start`, the value at W = 0; F₀ − F counts as at least 10⁻³ F.
+
+    Where the penalty is strong F hardly falls, and a small share of F would be a large one of what there is to gain.
+    """
+    return lambda progress: progress.decrement <= tolerance * min(progress.value, max(start - progress.value, 1e-3 * progress.value))
+
+
 def bound_below(gap: float, floor: float) -> StopRule:
     """Returns the rule bound ≤ gap · max(F, floor)."""
     return lambda progress: progress.bound <= gap * max(progress.value, floor)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from bamboo.linear_probe.solver.problem import Problem
 from bamboo.linear_probe.solver.lbfgs import History, decrement_below, minimise, minimise_all
 from bamboo.linear_probe.solver.objective import Points
 from bamboo.linear_probe.solver.path import run_length, sweep
+from bamboo.linear_probe.solver.problem import Problem
 
 F64 = npt.NDArray[np.float64]
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES, NUM_FOLDS = 900, 20, 4, 5

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bamboo.linear_probe.solver.problem import Problem, open_problem
 from bamboo.linear_probe.solver.feature_rows import HeldRows, StreamedRows, open_rows
 from bamboo.linear_probe.solver.path import sweep
+from bamboo.linear_probe.solver.problem import Problem, open_problem
 
 I64 = npt.NDArray[np.int64]
 

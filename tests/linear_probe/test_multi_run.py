@@ -1,6 +1,5 @@
 """`multi_run` on three models and four sets: kills, failures, workers, the plan before it starts, and SLURM."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bamboo.cli.config import load
 from bamboo.cli.main import main
 from bamboo.linear_probe.failures import read_failures
-from bamboo.linear_probe.matrix.tasks import read_state, split_label, tasks_of
+from bamboo.linear_probe.matrix.tasks import read_state, split_label, tasks_of, write_state
 from bamboo.linear_probe.multi_run import MultiRunSettings
 from bamboo.linear_probe.results import read_rows
 from tests.slurm.cluster import loopback_cluster
@@ -156,11 +156,11 @@ def test_a_defect_in_one_cell_is_tried_again_and_noted(
     calls: list[str] = []
     run = worker.run
 
-    def failing(cell: Any, *rest: Any) -> Any:
+    def failing(cell: Any, *rest: Any, **named: Any) -> Any:
         calls.append(cell.dataset)
         if cell.dataset == "folder:a" and calls.count("folder:a") <= broken:
             raise MemoryError("no room")
-        return run(cell, *rest)
+        return run(cell, *rest, **named)
 
     monkeypatch.setattr(worker, "run", failing)
     words = ["multi_run", "--models", "pixels:4", "--datasets", *SETS[:2], "--data-root", str(data), "--workers", "0", "--device", "cpu"]
@@ -223,14 +223,49 @@ def test_tasks_are_numbered_alike_everywhere(tmp_path: Path) -> None:
     assert split_label("runs/a=b") == (None, "runs/a=b")
 
 
-def test_a_state_of_another_run_is_none(tmp_path: Path) -> None:
-    """A file of an earlier start, a torn one and a missing one do not pass for this run's."""
+def test_a_state_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    """A torn file, one of something else and a missing one are no state; a whole one comes back as it was."""
     path = tmp_path / "state.json"
-    for content in ("", "{", "[]", json.dumps({"run": "old", "model": "m", "dataset": "d", "cells": []})):
+    for content in ("", "{", "[]", '{"model": "m"}'):
         path.write_text(content)
-        assert read_state(path, "new") is None
-    assert read_state(path, "old") is not None
-    assert read_state(tmp_path / "none.json", "new") is None
+        assert read_state(path) is None
+    assert read_state(tmp_path / "none.json") is None
+    (task,) = tasks_of(["m"], ["pet"], ["knn"], ["100p"], tmp_path, {})
+    write_state(path, task.waiting)
+    assert read_state(path) == task.waiting
+
+
+def test_a_finished_cell_outlives_a_mistyped_root(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Done, then tried with a wrong root, then again with the right one: the number stands in every table."""
+    words = ["multi_run", "--models", "pixels:4", "--datasets", "folder:a", "--data-root", str(data), "--workers", "0", "--device", "cpu"]
+    words += ["--out", str(tmp_path), "--cache", str(tmp_path / "features")]
+    tables = []
+    for more, code in (((), 0), (("--roots", "{folder:a: nowhere}"), 1), ((), 0)):
+        assert main([*words, *more]) == code
+        tables.append(table(capsys.readouterr().out))
+    assert tables[0] == tables[1] == tables[2]
+    assert main([*words, "--dry-run"]) == 0
+    assert "standard 100p [row of 20" in capsys.readouterr().out
+
+
+def test_a_journal_that_cannot_be_written(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """failures.jsonl is a folder: the failure is told on standard error, and the other cell is evaluated."""
+    (tmp_path / "failures.jsonl").mkdir()
+    words = ["multi_run", "--models", "runs/none", "pixels:4", "--datasets", "folder:a", "--data-root", str(data), "--out", str(tmp_path)]
+    assert main([*words, "--cache", str(tmp_path / "features"), "--workers", "0", "--device", "cpu"]) == 1
+    errors = capsys.readouterr().err
+    assert "not in the journal" in errors
+    assert "1 cells failed" in errors
+    assert len(cells(tmp_path)) == 1
+
+
+def test_workers_are_not_started_for_a_device_that_is_not_there(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--device cuda where there is none: the mistake is told at once, exit code 2, not once a task."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    assert main(["multi_run", *arguments(data, tmp_path, "--processes", "2", "--device", "cuda")]) == 2
+    assert "device=cuda" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_script_of_the_original(data: Path, tmp_path: Path) -> None:
@@ -256,11 +291,12 @@ def test_the_matrix_file_of_the_project_loads() -> None:
 def test_local_workers_and_one_that_dies(data: Path, tmp_path: Path, undisturbed: tuple[Path, list[str]]) -> None:
     """Two worker processes give the undisturbed table; of a worker that is killed the task is started again."""
     process = start(data, tmp_path, "--processes", "2")
-    state, victim = tmp_path / "state", None
+    victim = None
     deadline = time.monotonic() + START_LIMIT_S
     while victim is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if list(state.glob("*.json")) else []
+        has_begun = any(tmp_path.glob("starts/*/0*.json"))
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() if has_begun else []
         victim = int(children[0]) if children else None
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
@@ -268,6 +304,38 @@ def test_local_workers_and_one_that_dies(data: Path, tmp_path: Path, undisturbed
     assert process.returncode == 0, errors
     assert table(output) == undisturbed[1]
     assert cells(tmp_path) == cells(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_two_starts_at_once(data: Path, tmp_path: Path, undisturbed: tuple[Path, list[str]]) -> None:
+    """The same matrix started twice in one folder, and a smaller one with other numbers beside: no failure, no cell evaluated twice."""
+    starts = [start(data, tmp_path, "--processes", "2", "--retries", "0") for _ in range(2)]
+    words = arguments(data, tmp_path, "--processes", "2", "--retries", "0")
+    at = words.index("--models")
+    words[at + 1 : at + 4] = [MODELS[2], MODELS[0]]
+    other = [sys.executable, "-m", "bamboo.linear_probe.multi_run", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    starts.append(subprocess.Popen(other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+    for process in starts:
+        _, errors = process.communicate(timeout=500)
+        assert process.returncode == 0, errors
+    assert cells(tmp_path) == cells(undisturbed[0])
+    assert not read_failures(tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_workers_too(data: Path, tmp_path: Path) -> None:
+    """SIGTERM to the parent: it is gone within seconds, and so are its workers; the same command goes on."""
+    process = start(data, tmp_path, "--processes", "2")
+    deadline = time.monotonic() + START_LIMIT_S
+    children: list[str] = []
+    while len(children) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
 @pytest.mark.slow

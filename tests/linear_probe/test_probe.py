@@ -1,18 +1,26 @@
 """`bamboo probe` from images to a row, on pixels of easily told images."""
 
+import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bamboo.linear_probe.protocols.registry as protocol_module
+from bamboo.linear_probe.probe import Cell, Extraction, cell_features, look_up, open_cell, open_splits, run
+from bamboo.linear_probe.protocols.neighbours import Knn
+from bamboo.linear_probe.protocols.outcome import Outcome
 from bamboo.linear_probe.results import FILE_NAME, ResultRow, read_rows
+from bamboo.model_zoo.backbone import open_backbone
 from tests.linear_probe.pictures import arguments, draw, probe
 from tests.pretrain.launch import ENVIRONMENT
 
@@ -153,6 +161,66 @@ def test_another_name_for_the_same_weights(images: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_another_name_for_the_same_set(images: Path, tmp_path: Path) -> None:
+    """The same folder under two names: a row of each, the second copied from the first; neither is added twice."""
+    (tmp_path / "sets").mkdir()
+    for name in ("a", "b", "a", "b"):
+        if not (tmp_path / "sets" / name).exists():
+            (tmp_path / "sets" / name).symlink_to(images)
+        assert probe(tmp_path / "sets", tmp_path, "--dataset", f"folder:{name}") == 0
+    first, second = rows_in(tmp_path)
+    assert (first.dataset, second.dataset) == ("folder:a", "folder:b")
+    assert dataclasses.replace(second, dataset=first.dataset) == first
+
+
+def opened(images: Path, protocol: str, subset: str = "100p", validation_rows: list[int] | None = None) -> Cell:
+    """Returns the cell of pixels on the images, of whose training rows some may be an official validation part."""
+    splits = open_splits("folder", images, any_counts=False)
+    if validation_rows is not None:
+        splits = dataclasses.replace(splits, train=dataclasses.replace(splits.train, validation_rows=np.array(validation_rows)))
+    protocols = protocol_module.PROTOCOLS
+    return open_cell(open_backbone("pixels:8"), "folder", splits, protocols[protocol], precision="fp32", seed=0, subset=subset)
+
+
+def extraction(folder: Path) -> Extraction:
+    return Extraction(cache=folder / "cache", batch_size=16, workers=0, device=torch.device("cpu"))
+
+
+def test_another_validation_part_is_another_evaluation(images: Path, tmp_path: Path) -> None:
+    """The row of one official part is found for that part alone; a subset, and what selects on nothing of it, know no part."""
+    parts = None, [0, 30, 60], [1, 31, 61]
+    row = run(opened(images, "knn", validation_rows=parts[1]), extraction(tmp_path), tmp_path)
+    found = [look_up(opened(images, "knn", validation_rows=part), tmp_path)[0] for part in parts]
+    assert [other and other.seconds for other in found] == [None, row.seconds, None]
+    assert row.identity == opened(images, "knn", validation_rows=parts[1]).identity
+    for protocol, subset in (("knn", "50p"), ("bamboo-2022", "100p")):
+        assert len({opened(images, protocol, subset, validation_rows=part).identity for part in parts}) == 1
+
+
+def test_two_processes_with_the_same_cell(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once: one evaluates, the other waits and takes its row; with force both evaluate, one after the other."""
+    cell, spans, evaluate = opened(images, "knn"), list[tuple[float, float]](), Knn.evaluate
+
+    def slow(*arguments: Any, **named: Any) -> Outcome:
+        started = time.monotonic()
+        time.sleep(0.3)
+        outcome = evaluate(*arguments, **named)
+        spans.append((started, time.monotonic()))
+        return outcome
+
+    monkeypatch.setattr(Knn, "evaluate", slow)
+    cell_features(cell, extraction(tmp_path))
+    for force in (False, True):
+        spans.clear()
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            coming = [pool.submit(run, cell, extraction(tmp_path), tmp_path, force=force) for _ in range(2)]
+            seconds = [future.result().seconds for future in coming]
+        assert len(spans) == 1 + force
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+        assert force or seconds[0] == seconds[1]
+    assert len(read_rows(tmp_path / FILE_NAME).rows) == 3
+
+
 def test_mistakes_of_the_user(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown set, subset or protocol, a missing root or checkpoint, a wrong key: exit code 2 and its name; nothing written."""
     for options, said in (
@@ -170,7 +238,7 @@ def test_mistakes_of_the_user(images: Path, tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.iterdir())
     assert probe(images, tmp_path, "--subset", "1shot") == 2
     assert "no class has two rows" in capsys.readouterr().err
-    assert not (tmp_path / "probe").exists()
+    assert [path.name for path in (tmp_path / "probe").iterdir()] == ["locks"]
 
 
 def test_an_unreadable_image_stops_the_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,18 +124,40 @@ def test_what_makes_numbers_incomparable_is_said() -> None:
 
 
 def test_failed_cells() -> None:
-    """A failure without a later row is shown with its reason; one that a later row outdates, or that comes again, is not shown twice."""
+    """A failure without a row is shown with its reason; one that came again is not shown twice, an outdated one not at all."""
     older = failure(dataset="cifar10", date="2025-12-31T23:59:59+00:00")
     twice = failure(reason="an older reason", date="2026-01-01T12:00:00+00:00")
     (table,) = tables(row(), failures=(older, twice, failure()))
     assert shown(measured(table)) == [["run", "cccccccc", "50.00 ± 0.50", "failed", "– (1 of 2)"]]
     assert notes(measured(table)).count("failed: run on pet: no layout") == 1
     assert "older reason" not in notes(measured(table))
-    (again,) = tables(row(), failures=(failure(dataset="cifar10"),))
-    assert shown(measured(again)) == [["run", "cccccccc", "failed"]]
+    assert "later attempt" not in notes(measured(table))
     first, second = tables(row(), failures=(failure(model="new", subset="10p", reason="out of memory"),))
     assert not first.failures
     assert shown(measured(second)) == [["new", "–", "failed"]]
+
+
+def test_a_row_outlives_a_later_failure() -> None:
+    """A finished cell whose repetition failed (a mistyped root) keeps its number, with a remark that says so."""
+    (table,) = tables(row(), failures=(failure(dataset="cifar10", reason="no such folder"),))
+    assert shown(measured(table)) == [["run", "cccccccc", "50.00 ± 0.50"]]
+    assert "a later attempt failed (2026-01-02T00:00:00+00:00)" in notes(measured(table))
+    assert "no such folder" in notes(measured(table))
+
+
+def test_failures_of_namesakes_stay_apart() -> None:
+    """Two runs that both call themselves `run`: the failure of one goes to neither the number nor the line of the other."""
+    mine, other = row(details={"checkpoint": "a/run"}), row(checkpoint_hash="d" * 64, dataset="pet", details={"checkpoint": "b/run"})
+    (table,) = tables(mine, other, failures=(failure(model="a/run", checkpoint="a/run"),))
+    assert [(line.weights[0], [column.dataset for column in line.failures]) for line in table.lines] == [("c", ["pet"]), ("d", [])]
+
+
+def test_a_line_of_two_settings_is_marked() -> None:
+    """Cells of one model at two precisions, or two preprocessings, in one line: an alert."""
+    for changes in ({"precision": "fp32"}, {"preprocessing": "other"}):
+        (table,) = tables(row(), row(dataset="pet", **changes))
+        assert "differ in image preprocessing or precision" in notes(measured(table))
+    assert "differ in image" not in notes(measured(tables(row(), row(dataset="pet"))[0]))
 
 
 def test_a_failure_before_the_name_was_known() -> None:

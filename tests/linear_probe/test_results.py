@@ -79,6 +79,16 @@ def test_rows_from_before_there_were_subsets(tmp_path: Path) -> None:
     assert list(latest([ROW, few])) == [("run", "cifar10", "standard", "100p"), ("run", "cifar10", "standard", "10p")]
 
 
+def test_rows_from_before_validation_parts_counted(tmp_path: Path) -> None:
+    """A row without `validation` has none, and the identity that it had; two parts of the same training rows make two identities."""
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(json.dumps({key: value for key, value in dataclasses.asdict(ROW).items() if key != "validation"}).encode() + b"\n")
+    (old,) = read_rows(path).rows
+    assert old == ROW
+    assert old.identity == ("c" * 64, "d" * 64, "p" * 64, "bf16", "e" * 64, 0, "top1", "100p")
+    assert len({ROW.identity, *(dataclasses.replace(ROW, validation=digest).identity for digest in ("1" * 64, "2" * 64))}) == 3
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """os.write that takes half of the bytes: ENOSPC, and the file ends where it ended before."""
     path = tmp_path / "results.jsonl"

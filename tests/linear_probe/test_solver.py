@@ -9,13 +9,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from bamboo.linear_probe.solver.problem import Problem, fit
 from bamboo.linear_probe.solver.certificate import certify
 from bamboo.linear_probe.solver.feature_rows import HeldRows
 from bamboo.linear_probe.solver.gram import gram_of
 from bamboo.linear_probe.solver.lbfgs import History, decrement_below, minimise
 from bamboo.linear_probe.solver.objective import Objective
 from bamboo.linear_probe.solver.path import sweep
+from bamboo.linear_probe.solver.problem import Problem, fit
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

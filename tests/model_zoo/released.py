@@ -1,5 +1,6 @@
 """A registry of one small checkpoint, and the checkpoint, for tests of fetching."""
 
+import io
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +14,14 @@ def weights(seed: int = 0) -> bytes:
     torch.manual_seed(seed)
     data: bytes = safetensors.torch.save(timm.create_model("test_vit", num_classes=7).state_dict())
     return data
+
+
+def legacy_weights(seed: int = 0, *, zipped: bool = False) -> bytes:
+    """Returns the same weights as torch wrote them before its zip archives, or as one of those."""
+    torch.manual_seed(seed)
+    file = io.BytesIO()
+    torch.save(timm.create_model("test_vit", num_classes=7).state_dict(), file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
 
 
 def registry(folder: Path, *sources: dict[str, object], id_: str = "small") -> Path:

@@ -1,6 +1,7 @@
 """Backbones from every form of checkpoint."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from bamboo.cli.errors import DataError, UserError
 from bamboo.model_zoo.backbone import Backbone, open_backbone
-from bamboo.model_zoo.export import Card, read_weights, weights_hash, write_export
+from bamboo.model_zoo.export import Card, network_hash, read_weights, weights_hash, write_export
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bilinear", crop_fraction=1.0)
@@ -70,6 +71,70 @@ def test_untrained_twin_shares_all_but_the_weights(tmp_path: Path) -> None:
     assert twin.preprocessing == PREPROCESSING
     assert twin.checkpoint_hash == again.checkpoint_hash
     assert len({twin.checkpoint_hash, other.checkpoint_hash, open_backbone(str(path)).checkpoint_hash}) == 3
+
+
+@pytest.mark.parametrize("form", ["export", "run", "untrained architecture", "untrained run", "file"])
+def test_another_image_size_of_a_model_of_one_size(tmp_path: Path, images: torch.Tensor, form: str) -> None:
+    """A ViT that takes 64 pixels only, at 32: features of every form come out, the hash is that at 64, and an export's are timm's own."""
+    architecture, args = "test_vit", {"img_size": 64, "dynamic_img_size": False}
+    model = timm.create_model(architecture, num_classes=0, **args).eval()
+    path = export(tmp_path / "export", model, architecture, **args)
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), tmp_path / "tiny.pth")
+    checkpoint = {
+        "export": str(path),
+        "run": f"run:{tmp_path}",
+        "untrained architecture": "untrained:vit_tiny_patch16_224",
+        "untrained run": f"untrained:{tmp_path}",
+        "file": f"{tmp_path / 'tiny.pth'}@vit_tiny_patch16_224",
+    }[form]
+    card = tmp_path / "export/model.json"
+    card.write_text(card.read_text().replace('"image_size": 32', '"image_size": 64'))
+    native, small = open_backbone(checkpoint), open_backbone(checkpoint, image_size=32)
+    assert small.features(images).shape == (5, small.num_features)
+    assert (small.preprocessing.image_size, small.checkpoint_hash) == (32, native.checkpoint_hash)
+    if form in ("export", "run"):
+        model.set_input_size(img_size=32)
+        with torch.no_grad():
+            expected = model(Normalize(small.preprocessing)(images))
+        torch.testing.assert_close(small.features(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_offline_forbids_timms_downloads_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm:NAME under BAMBOO_OFFLINE with an empty cache: refused, and no connection is tried; with the file in Hugging Face's: opened."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("BAMBOO_OFFLINE", "1")
+    tried: list[object] = []
+
+    def connect(self: socket.socket, address: object) -> None:
+        tried.append(address)
+        raise OSError("no network in this test")
+
+    def look_up(*where: object, **options: object) -> list[object]:
+        tried.append(where)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(UserError, match="offline forbids the network, and its weights are not on this machine"):
+        open_backbone("timm:test_vit")
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
+    with pytest.raises(UserError, match=r"offline forbids the network, and its weights are not at .*checkpoints"):
+        open_backbone(f"timm:{first_of_an_address()}")
+    folder = tmp_path / "models--timm--test_vit.r160_in1k"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("c" * 40)
+    (folder / f"snapshots/{'c' * 40}").mkdir(parents=True)
+    model = timm.create_model("test_vit", num_classes=1000)
+    safetensors.torch.save_file(model.state_dict(), folder / f"snapshots/{'c' * 40}/model.safetensors")
+    model.reset_classifier(0)
+    assert open_backbone("timm:test_vit").checkpoint_hash == network_hash("test_vit", {}, model.state_dict())
+    assert tried == []
+
+
+def first_of_an_address() -> str:
+    """Returns a small model whose weights timm gets from an address and not from the Hub."""
+    names = (name for name in timm.list_pretrained() if (config := timm.get_pretrained_cfg(name)) and config.url and not config.hf_hub_id)
+    return next(names)
 
 
 def test_pixels_are_pixels(images: torch.Tensor) -> None:

@@ -1,7 +1,10 @@
 """One file over HTTP from servers that cut, stall, lie and change their mind."""
 
+import errno
 import hashlib
+import http.client
 import os
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from bamboo.cli.errors import DataError, UserError
 from bamboo.model_zoo import download as downloads
 from bamboo.model_zoo.download import Patience, download
 from tests.model_zoo.loopback import (
+    Answer,
     Behaviour,
     Loopback,
     cut,
@@ -181,6 +185,111 @@ def test_waits_double_and_honour_retry_after(server: Loopback, tmp_path: Path, p
     server.script = [status(500), status(500), status(503, Retry_After="7")]
     download(server.url("file"), tmp_path / "file", patience=patience, show=False)
     assert [round(wait, 3) for wait in waits] == [pytest.approx(wait, rel=0.11) for wait in (1, 2, 7)]
+
+
+LARGE = os.urandom(3_000_000)  # more than an attempt must gain to count as none that failed
+ENDLESS: list[tuple[str, list[Behaviour], str, int]] = [
+    ("", [longer(1000)] * 99, r"starting over \(attempt 4 of 4\)", 4),
+    ("0" * 64, [cut(2_000_000), good] * 99, "it should be 0000", 4),
+    ("0" * 64, [cut(1_200_000), cut(1_200_000), good] * 99, r"cut after .* \(attempt 4 of 4\)", 6),
+    ("", [cut(1_500_000), status(416)] * 99, r"starting over \(attempt 4 of 4\)", 6),
+]
+
+
+@pytest.mark.parametrize(("pin", "behaviours", "message", "most"), ENDLESS)
+def test_what_is_thrown_away_is_no_progress(
+    server: Loopback, tmp_path: Path, patience: Patience, pin: str, behaviours: list[Behaviour], message: str, most: int
+) -> None:
+    """Servers that give megabytes in each attempt which then are of no use: given up after a few requests."""
+    server.files["file"] = LARGE
+    server.script = list(behaviours)
+    with pytest.raises(DataError, match=message):
+        download(server.url("file"), tmp_path / "file", sha256=pin, patience=patience, show=False)
+    assert len(server.requests) <= most
+
+
+def test_progress_is_no_failure(server: Loopback, tmp_path: Path, patience: Patience) -> None:
+    """Eleven cuts, each after more than a mebibyte that was not there before: none counts, and the file is whole."""
+    server.files["file"] = os.urandom(13_200_000)
+    server.script = [cut(1_200_000)] * 11
+    download(server.url("file"), tmp_path / "file", patience=patience, show=False)
+    assert (tmp_path / "file").read_bytes() == server.files["file"]
+
+
+def unsaid(answer: Answer) -> None:
+    """Sends half of the file and nothing of its length."""
+    del answer.headers["Content-Length"]
+    answer.headers["Connection"] = "close"
+    answer.send(answer.body[: len(answer.body) // 2])
+    answer.handler.close_connection = True
+
+
+def chunked(count: int, *, ended: bool) -> Behaviour:
+    """Sends `count` bytes in a chunk, and the mark of the end or not."""
+
+    def behave(answer: Answer) -> None:
+        del answer.headers["Content-Length"]
+        answer.headers["Transfer-Encoding"] = "chunked"
+        answer.send(b"%x\r\n%b\r\n" % (count, answer.body[:count]) + (b"0\r\n\r\n" if ended else b""))
+        answer.handler.close_connection = True
+
+    return behave
+
+
+def test_a_length_that_nobody_says(server: Loopback, tmp_path: Path, patience: Patience) -> None:
+    """No Content-Length: refused where no hash or size is known either; taken, and a cut seen, in chunks, which have an end."""
+    server.script = [unsaid]
+    with pytest.raises(DataError, match="does not say how long the file is"):
+        download(server.url("file"), tmp_path / "file", patience=patience, show=False)
+    assert only_whole(tmp_path) == []
+    server.script = [unsaid]
+    with pytest.raises(DataError, match="gave 150,000 bytes, the registry says 300,000"):
+        download(server.url("file"), tmp_path / "file", num_bytes=len(BODY), patience=patience, show=False)
+    server.script = [chunked(100_000, ended=False), no_ranges]
+    download(server.url("file"), tmp_path / "file", patience=patience, show=False)
+    assert (tmp_path / "file").read_bytes() == BODY
+    server.script = [chunked(len(BODY), ended=True)]
+    download(server.url("file"), tmp_path / "second", patience=patience, show=False)
+    assert (tmp_path / "second").read_bytes() == BODY
+
+
+def test_a_rest_of_unsaid_length_is_measured_by_the_first_answer(server: Loopback, tmp_path: Path, patience: Patience) -> None:
+    """A server that answers a range with `/*` and cuts that too: the size it said at first is what counts."""
+
+    def starred(answer: Answer) -> None:
+        answer.headers["Content-Range"] = f"bytes {answer.start}-{len(answer.body) - 1}/*"
+        answer.send(answer.body[answer.start : answer.start + 50_000])
+        answer.handler.close_connection = True
+
+    server.script = [cut(100_000), starred]
+    assert download(server.url("file"), tmp_path / "file", patience=patience, show=False) == SHA256
+    assert [asked for _, asked, _ in server.requests] == ["", "bytes=100000-", "bytes=150000-"]
+
+
+BROKEN = [ssl.SSLError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC]"), OSError(errno.EHOSTUNREACH, "No route to host")]
+
+
+@pytest.mark.parametrize("trouble", BROKEN, ids=["tls", "route"])
+@pytest.mark.parametrize("always", [False, True])
+def test_what_befalls_a_connection_is_tried_again(
+    server: Loopback, tmp_path: Path, patience: Patience, monkeypatch: pytest.MonkeyPatch, trouble: OSError, always: bool
+) -> None:
+    """Errors of TLS and of the network in the middle of a body: once, the file is whole; always, a DataError that names them."""
+    real = http.client.HTTPResponse.read1
+    calls: list[int] = []
+
+    def read1(response: http.client.HTTPResponse, count: int = -1) -> bytes:
+        calls.append(count)
+        if len(calls) == 2 or always:
+            raise trouble
+        return real(response, count)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read1", read1)
+    if always:
+        with pytest.raises(DataError, match=rf"the connection broke \({type(trouble).__name__}: .*attempt 4 of 4"):
+            download(server.url("file"), tmp_path / "file", patience=patience, show=False)
+    else:
+        assert download(server.url("file"), tmp_path / "file", patience=patience, show=False) == SHA256
 
 
 def test_nobody_listens(tmp_path: Path, patience: Patience) -> None:

@@ -1,21 +1,30 @@
 """Feature folders: computed once, resumable, equal on any number of ranks, never reused on a mismatch."""
 
+import concurrent.futures
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import filelock
 import numpy as np
 import pytest
+import timm
 import torch
 
 import bamboo.model_zoo.features as features_module
 from bamboo.cli.errors import DataError, UserError
 from bamboo.datasets.shards import Shards
 from bamboo.model_zoo.backbone import Backbone, open_backbone
+from bamboo.model_zoo.export import Card, write_export
 from bamboo.model_zoo.features import FeatureFolder, extract_features, read_features
-from bamboo.model_zoo.ranks import start_ranks
+from bamboo.model_zoo.preprocessing import Preprocessing
+from bamboo.model_zoo.ranks import Ranks, start_ranks
 from tests.pretrain.launch import ENVIRONMENT, free_port
 
 
@@ -31,7 +40,9 @@ def backbone() -> Backbone:
     return open_backbone("untrained:test_resnet", image_size=32)
 
 
-def extract(backbone: Backbone, pool: Path, cache: Path, precision: str = "fp32", workers: int = 0) -> FeatureFolder:
+def extract(
+    backbone: Backbone, pool: Path, cache: Path, precision: str = "fp32", workers: int = 0, ranks: Ranks | None = None
+) -> FeatureFolder:
     """Extracts the validation split's features."""
     shards = Shards.open(pool / "val")
     device = torch.device("cpu")
@@ -44,6 +55,7 @@ def extract(backbone: Backbone, pool: Path, cache: Path, precision: str = "fp32"
         workers=workers,
         device=device,
         what="val",  # type: ignore[arg-type]  # precision and workers are parametrised by the tests
+        ranks=ranks,
     )
 
 
@@ -123,6 +135,88 @@ def test_features_out_of_range_are_refused(backbone: Backbone, pool: Path, tmp_p
         monkeypatch.setattr(Backbone, "features", lambda self, images, precision, value=value: torch.full((len(images), 4), value))
         with pytest.raises(DataError, match=message):
             extract(backbone, pool, tmp_path, "bf16")
+
+
+def test_equal_tensors_in_another_network(pool: Path, tmp_path: Path) -> None:
+    """Two exports of the same tensors, one with another activation: hashes, folders and features of their own."""
+    torch.manual_seed(0)
+    state, folders = timm.create_model("test_vit", num_classes=0).state_dict(), list[FeatureFolder]()
+    for model_args in ({}, {"act_layer": "quick_gelu"}):
+        card = Card(
+            architecture="test_vit", model_args=model_args, classes=(), preprocessing=Preprocessing(image_size=160), trained={"steps": 1}
+        )
+        path = write_export(tmp_path / str(len(folders)), state, card)
+        folders.append(extract(open_backbone(str(path)), pool, tmp_path / "cache"))
+    assert folders[0].path != folders[1].path
+    assert not np.allclose(folders[0].features, folders[1].features, atol=1e-4)
+    assert open_backbone(str(tmp_path / "0")).checkpoint_hash == folders[0].manifest["identity"]["checkpoint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreadRanks(Ranks):
+    """Ranks that are threads of this process."""
+
+    meeting: threading.Barrier
+    said: list[str]
+
+    def barrier(self) -> None:
+        """Waits for every thread."""
+        self.meeting.wait()
+
+    def from_first(self, value: str) -> str:
+        """Returns rank 0's value."""
+        if self.is_first:
+            self.said[:] = [value]
+        self.meeting.wait()
+        heard = self.said[0]
+        self.meeting.wait()
+        return heard
+
+
+def test_a_late_rank_beside_another_job(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks wait while another process holds the folder; then one begins 0.5 s late, and the parts are those of one rank."""
+    alone = extract(open_backbone("untrained:test_resnet", image_size=32), pool, tmp_path / "alone")
+    folder, moved, meeting, said = tmp_path / "two" / alone.path.name, Backbone.to, threading.Barrier(2, timeout=20), [""]
+    folder.mkdir(parents=True)
+
+    def late(self: Backbone, device: torch.device) -> Backbone:
+        time.sleep(0.5 if self is networks[1] else 0.0)
+        return moved(self, device)
+
+    monkeypatch.setattr(Backbone, "to", late)
+    monkeypatch.setattr(features_module, "_WORD_EVERY_S", 0.05)
+    networks = [open_backbone("untrained:test_resnet", image_size=32) for _ in range(2)]
+    ranks = [ThreadRanks(rank, rank, 2, torch.device("cpu"), meeting, said) for rank in range(2)]
+    lock = filelock.FileLock(folder / ".lock")
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        with lock:
+            coming = [threads.submit(extract, networks[rank], pool, tmp_path / "two", ranks=ranks[rank]) for rank in range(2)]
+            time.sleep(0.5)
+            assert not any(future.done() for future in coming)
+            assert [path.name for path in folder.iterdir()] == [".lock"]
+        folders = [future.result() for future in coming]
+    assert all(np.array_equal(found.features, alone.features) for found in folders)
+    assert {path.name for path in folder.iterdir()} == {"features.npy", "labels.npy", "manifest.json"}
+
+
+def test_two_jobs_make_a_folder_once(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two jobs at once, whose parts take unequal time: four parts are written in all, both read the same folder."""
+    write, written = features_module._write_part, list[Path]()
+    networks = [open_backbone("untrained:test_resnet", image_size=32) for _ in range(2)]
+
+    def slow(path: Path, *rest: Any) -> None:
+        time.sleep(0.1 if threading.current_thread().name.endswith("_0") else 0.3)
+        written.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(features_module, "_write_part", slow)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        coming = [threads.submit(extract, network, pool, tmp_path) for network in networks]
+        first, second = (future.result() for future in coming)
+    assert len(written) == 4
+    assert first.path == second.path
+    assert np.array_equal(first.features, second.features)
+    assert {path.name for path in first.path.iterdir()} == {"features.npy", "labels.npy", "manifest.json"}
 
 
 def extract_on_rank(rank: int, world_size: int, port: int, pool: Path, cache: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from bamboo.cli.errors import DataError, UserError
 from bamboo.model_zoo.backbone import open_backbone
-from bamboo.model_zoo.export import weights_hash
+from bamboo.model_zoo.export import network_hash, weights_hash
 from bamboo.model_zoo.weight_files import read_checkpoint
 from bamboo.model_zoo.wrappings import load_match, match_backbone
 
@@ -32,7 +32,7 @@ def prefixed(state: State, prefix: str) -> State:
 
 
 def opened_hash(path: Path, architecture: str) -> str:
-    """Returns the weights hash that opening the file gives."""
+    """Returns the hash that opening the file gives."""
     return open_backbone(f"{path}@{architecture}").checkpoint_hash
 
 
@@ -71,7 +71,7 @@ def test_every_style_loads_fully(tmp_path: Path, style: str, architecture: str) 
     whole = model(architecture, num_classes=11)
     torch.save(STYLES[style](dict(whole.state_dict())), tmp_path / "file.pth.tar")
     whole.reset_classifier(0)  # type: ignore[operator]  # a method of every timm model
-    assert opened_hash(tmp_path / "file.pth.tar", architecture) == weights_hash(whole.state_dict())
+    assert opened_hash(tmp_path / "file.pth.tar", architecture) == network_hash(architecture, {}, whole.state_dict())
 
 
 @pytest.mark.parametrize("save", ["safetensors", "old pickle", "zip"])
@@ -83,7 +83,7 @@ def test_every_kind_of_file_loads(tmp_path: Path, save: str) -> None:
         safetensors.torch.save_file(whole.state_dict(), path)
     else:
         torch.save({"model": whole.state_dict()}, path, _use_new_zipfile_serialization=save == "zip")
-    assert opened_hash(path, "test_vit") == weights_hash(whole.state_dict())
+    assert opened_hash(path, "test_vit") == network_hash("test_vit", {}, whole.state_dict())
 
 
 def test_torchvision_names_are_timms() -> None:
@@ -115,7 +115,7 @@ def test_counters_may_be_absent_and_nothing_else(tmp_path: Path) -> None:
     state = dict(model("test_resnet").state_dict())
     old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     torch.save(old, tmp_path / "old.pth")
-    assert opened_hash(tmp_path / "old.pth", "test_resnet") == weights_hash(state)  # a fresh model's counters are 0 too
+    assert opened_hash(tmp_path / "old.pth", "test_resnet") == network_hash("test_resnet", {}, state)  # a fresh model's counters are 0 too
     module = model("test_resnet")
     match = match_backbone(old, module, Path("x"))
     assert len(match.absent_counters) == len(state) - len(old) > 0
@@ -170,8 +170,8 @@ def test_two_whole_backbones_need_a_choice(tmp_path: Path) -> None:
     torch.save(both, path)
     with pytest.raises(UserError, match=r"2 whole backbones \(teacher, student\)"):
         opened_hash(path, "test_vit")
-    assert open_backbone(f"{path}#teacher@test_vit").checkpoint_hash == weights_hash(teacher.state_dict())
-    assert open_backbone(f"{path}#student@test_vit").checkpoint_hash == weights_hash(student.state_dict())
+    assert open_backbone(f"{path}#teacher@test_vit").checkpoint_hash == network_hash("test_vit", {}, teacher.state_dict())
+    assert open_backbone(f"{path}#student@test_vit").checkpoint_hash == network_hash("test_vit", {}, student.state_dict())
     with pytest.raises(UserError, match="no part 'ema'; its parts are teacher, student"):
         open_backbone(f"{path}#ema@test_vit")
     same = teacher.state_dict()

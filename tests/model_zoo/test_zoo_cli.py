@@ -1,5 +1,6 @@
 """`bamboo zoo` from the command line: list, fetch, show, convert."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ import timm
 import torch
 
 from bamboo.cli.main import main
+from bamboo.model_zoo import zoo_fetch
 from bamboo.model_zoo.backbone import open_backbone
 from bamboo.model_zoo.export import Card, read_card, read_weights, write_export
 from bamboo.model_zoo.preprocessing import Preprocessing
+from bamboo.model_zoo.registry import Entry
+from bamboo.model_zoo.sources import Access, Fetched
 from bamboo.model_zoo.zoo_cli import SETTINGS
 from tests.model_zoo.loopback import Loopback, loopback
 from tests.model_zoo.released import registry, weights
@@ -174,6 +178,42 @@ def test_convert_dry_run_and_refusals(tmp_path: Path, wrapped: Path, said: pytes
     assert main(["zoo", "convert", checkpoint, str(out)]) == 0
     assert main(["zoo", "convert", checkpoint, str(out)]) == 2
     assert "holds model.safetensors and model.json already" in said.readouterr().err
+
+
+FIXED = ["--model-args", "{dynamic_img_size: false, img_size: 32}"]
+
+
+def test_convert_does_not_resample(tmp_path: Path, said: pytest.CaptureFixture[str]) -> None:
+    """A ViT of 32 pixels only: another side is refused, also by a dry run; its own is written, given or not, and the export is usable."""
+    path = tmp_path / "a.pth"
+    torch.save(timm.create_model("test_vit", num_classes=0, img_size=32).state_dict(), path)
+    for extra in ([], ["--dry-run"]):
+        assert main(["zoo", "convert", f"{path}@test_vit", str(tmp_path / "out"), *FIXED, "--image-size", "64", *extra]) == 2
+        assert "image_size=64: a.pth@test_vit takes images of 32 pixels only" in said.readouterr().err
+    assert not (tmp_path / "out").exists()
+    for name, extra in (("one", []), ("two", ["--image-size", "32"])):
+        assert main(["zoo", "convert", f"{path}@test_vit", str(tmp_path / name), *FIXED, *extra]) == 0
+        backbone = open_backbone(str(tmp_path / name / "model.safetensors"))
+        assert backbone.features(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).shape == (1, 64)
+
+
+def test_a_disk_error_does_not_keep_the_others(
+    tmp_path: Path, server: Loopback, said: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An OSError at the first of two ids: told, the second is fetched, and the exit code says failure."""
+    file = registry(tmp_path, {"url": server.url("small.safetensors")})
+    real = zoo_fetch.fetch
+
+    def fetch(entry: Entry, access: Access) -> Fetched:
+        if entry.id == "bamboo-rn50":
+            raise OSError(errno.ENOSPC, "No space left on device", "some/file")
+        return real(entry, access)
+
+    monkeypatch.setattr(zoo_fetch, "fetch", fetch)
+    assert main(["zoo", "fetch", "bamboo-rn50", "small", "--registry", str(file)]) == 1
+    out, err = said.readouterr()
+    assert "No space left on device: 'some/file'" in err
+    assert hashlib.sha256(FILE).hexdigest() in out
 
 
 def test_convert_renames_a_foreign_head(tmp_path: Path) -> None:
