@@ -1,6 +1,8 @@
-"""How a matrix stands, to look at: a table that redraws itself on a terminal, a line per finished cell elsewhere."""
+"""How a matrix stands, to look at: a table that redraws itself on a terminal; elsewhere a line per finished cell, and now and then one that
+says what is being done."""
 
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
+_LINE_EVERY_S = 30.0
 _SIGNS = {"waiting": "·", "running": "…", "failed": "failed"}
 _STYLES = {"waiting": "dim", "running": "yellow", "failed": "bold red", "done": "green", "recorded": "green dim"}
 
@@ -22,6 +25,7 @@ class Board:
         self._states = list(states)
         self._told: set[tuple[int, str, str]] = set()
         self._live: Live | None = None
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "Board":
         if sys.stderr.isatty():
@@ -47,8 +51,9 @@ class Board:
         for cell in state.cells:
             if cell.state in FINISHED and (number, cell.protocol, cell.subset) not in self._told:
                 self._told.add((number, cell.protocol, cell.subset))
-                sys.stderr.write(f"[{len(self._told)}/{self._num_cells}] {line(state, cell)}\n")
-                sys.stderr.flush()
+                self._write(f"[{len(self._told)}/{self._num_cells}] {line(state, cell)}")
+        if state.doing and time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._write(f"{state.model} on {state.dataset}: {state.doing}")
 
     def table(self) -> "RenderableType":
         """Returns models × protocols × subsets down, sets across, and what is being done below."""
@@ -70,6 +75,11 @@ class Board:
             table.add_row(Text(model), protocol, subset, *shown)
         doing = [Text(f"{state.model} on {state.dataset}: {state.doing}", style="dim") for state in self._states if state.doing]
         return Group(table, *doing)
+
+    def _write(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
     @property
     def _num_cells(self) -> int:

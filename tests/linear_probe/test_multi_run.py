@@ -279,12 +279,13 @@ def test_the_script_of_the_original(data: Path, tmp_path: Path) -> None:
     assert subprocess.run(["bash", str(script), str(data)], capture_output=True, check=False).returncode == 2
 
 
-def test_the_matrix_file_of_the_project_loads() -> None:
-    """configs/linear_probe/100p.yaml names the ten sets and all images."""
-    file = Path(__file__).resolve().parents[2] / "configs" / "linear_probe" / "100p.yaml"
-    config = load(MultiRunSettings, file, {"models": ["m"]})
-    assert len(config.datasets) == 10
-    assert config.subset == ("100p",)
+def test_the_matrix_files_of_the_project_load() -> None:
+    """Every file in configs/linear_probe/ is a matrix; 100p.yaml names the ten sets and all images."""
+    folder = Path(__file__).resolve().parents[2] / "configs" / "linear_probe"
+    read = {file.name: load(MultiRunSettings, file, {"models": ["m"]}) for file in folder.glob("*.yaml")}
+    assert set(read) >= {"100p.yaml", "cifar10.yaml"}
+    assert len(read["100p.yaml"].datasets) == 10
+    assert read["100p.yaml"].subset == ("100p",)
 
 
 @pytest.mark.slow
