@@ -8,6 +8,8 @@ import timm
 import torch
 import yaml
 
+from bamboo.model_zoo.registry import Entry, read_registry
+
 
 def weights(seed: int = 0) -> bytes:
     """Returns timm's test_vit with a head of 7 outputs, as a safetensors file."""
@@ -41,3 +43,8 @@ def registry(folder: Path, *sources: dict[str, object], id_: str = "small") -> P
     path = folder / "registry.yaml"
     path.write_text(yaml.safe_dump({"models": {id_: entry}}))
     return path
+
+
+def entry(folder: Path, *sources: dict[str, object]) -> Entry:
+    """Returns the entry `small` of a registry file with these sources, which is written into `folder`."""
+    return read_registry(registry(folder, *sources))["small"]

@@ -5,46 +5,22 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bamboo.cli.errors import DataError, UserError
 from bamboo.model_zoo import receipts
-from bamboo.model_zoo.download import Patience
-from bamboo.model_zoo.registry import Entry, read_registry
 from bamboo.model_zoo.sources import Access, access_from_environment, fetch, locate
-from tests.model_zoo.loopback import Loopback, longer, loopback, status, web_page
-from tests.model_zoo.released import legacy_weights, registry, weights
+from tests.model_zoo.loopback import Loopback, longer, status, web_page
+from tests.model_zoo.released import entry, legacy_weights, weights
 
 FILE = weights()
 OTHER = weights(1)
 SHA256 = hashlib.sha256(FILE).hexdigest()
 
 
-@pytest.fixture
-def server() -> Iterator[Loopback]:
-    """Serves FILE as `small.safetensors`."""
-    with loopback() as running:
-        running.files["small.safetensors"] = FILE
-        yield running
-
-
-@pytest.fixture
-def access(tmp_path: Path) -> Access:
-    patience = Patience(stall_s=0.3, attempts=2, sleep=lambda seconds: None)
-    return Access(cache=tmp_path / "cache", patience=patience, show=False)
-
-
-@pytest.fixture(autouse=True)
-def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The hub's cache is empty and its address leads nowhere."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-def entry(folder: Path, *sources: dict[str, object]) -> Entry:
-    return read_registry(registry(folder, *sources))["small"]
+pytestmark = pytest.mark.usefixtures("no_hub")
 
 
 def test_fetched_once_and_then_found(server: Loopback, tmp_path: Path, access: Access) -> None:

@@ -6,24 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.model_zoo.loopback import Loopback, loopback, slowly, unlabelled
+from tests.model_zoo.loopback import Loopback, slowly, unlabelled
 from tests.model_zoo.released import registry, weights
 
 FILE = weights()
 SHA256 = hashlib.sha256(FILE).hexdigest()
-
-
-@pytest.fixture
-def server() -> Iterator[Loopback]:
-    """Serves FILE as `small.safetensors`."""
-    with loopback() as running:
-        running.files["small.safetensors"] = FILE
-        yield running
 
 
 def start(tmp_path: Path, server: Loopback, cache: Path) -> "subprocess.Popen[str]":
