@@ -11,7 +11,7 @@ Everyone turns the same 500×375 JPEGs into 224-pixel random-resized crops with 
     webdataset, floats    the same with ToTensor and Normalize in place of PILToTensor, as the usual recipes have it
     bare                  decode_jpeg → slice → interpolate → flip, in this process, of encoded images in memory, with bamboo's
                           own boxes, drawn beforehand; it keeps nothing
-    bare, channels last   the same with the strides that `bamboo.datasets.transforms.resize` sets: the floor of this machine
+    bare, channels last   the same with the strides that `bamboo.datasets.augment.crops.resize` sets: the floor of this machine
 """
 
 import argparse
@@ -35,11 +35,12 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from bamboo.cli.main import main as bamboo
+from bamboo.datasets.augment.crops import NUM_DRAWS, TrainView, crop_box
 from bamboo.datasets.counters import key, uniforms
-from bamboo.datasets.plan import Order
+from bamboo.datasets.plan.order import Order
 from bamboo.datasets.shards import Shards
-from bamboo.datasets.stream import TrainBatches, load_batches
-from bamboo.datasets.transforms import NUM_DRAWS, TrainView, crop_box
+from bamboo.datasets.stream.batches import TrainBatches
+from bamboo.datasets.stream.loader import load_batches
 
 SIZE, SCALE, RATIO, FLIP = 224, (0.08, 1.0), (3 / 4, 4 / 3), 0.5
 BATCH, SHARDS, SEED = 64, 4, 0

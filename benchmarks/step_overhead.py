@@ -22,7 +22,7 @@ import torch
 from provenance import best_ratio, provenance, ratios, spread, write_results
 from torch.nn.functional import cross_entropy
 
-from bamboo.datasets.stream import Batch
+from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.config import ObjectiveSettings, OptimizerSettings

@@ -25,7 +25,8 @@ from ..cli.errors import DataError, UserError
 from ..cli.progress import Progress
 from ..datasets.atomic import atomic_file, sha256_file, sha256_json, write_json
 from ..datasets.stores import ImageStore
-from ..datasets.stream import EvalBatches, load_batches
+from ..datasets.stream.batches import EvalBatches
+from ..datasets.stream.loader import load_batches
 from .backbone import Backbone, Precision
 from .ranks import Ranks
 

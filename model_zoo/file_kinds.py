@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..cli.errors import DataError
+from ..datasets.remote.download import is_html
 
 Kind = Literal["safetensors", "zip", "pickle"]
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
-
-
-def is_html(head: bytes) -> bool:
-    """Returns whether a file that begins so is a web page: a login, an error, a quota notice."""
-    return head.lstrip()[:16].lower().startswith(_HTML)
 
 
 def weight_file_kind(path: Path) -> Kind:

@@ -10,7 +10,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..datasets.atomic import sha256_json
-from ..datasets.transforms import EvalView, Interpolation
+from ..datasets.augment.crops import EvalView, Interpolation
 
 RGB = tuple[float, float, float]
 

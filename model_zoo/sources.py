@@ -20,7 +20,7 @@ import filelock
 
 from ..cli.errors import BambooError, DataError, UserError, missing_extra
 from ..datasets.atomic import atomic_file, fsync_folder, sha256_file
-from .download import Patience, download
+from ..datasets.remote.download import Patience, download
 from .file_checks import check_weight_file
 from .receipts import expected_hash, read_receipt, said_by, verify
 from .registry import Entry, Source

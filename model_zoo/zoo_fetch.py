@@ -4,7 +4,7 @@ import dataclasses
 import sys
 
 from ..cli.errors import EXIT_DONE, EXIT_FAILURE, BambooError
-from .download import Patience
+from ..datasets.remote.download import Patience
 from .registry import Entry, find_entry, read_registry
 from .sources import Access, access_from_environment, copies, fetch
 from .zoo_cli import FetchSettings

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..cli.config import settings
-from ..datasets.transforms import Interpolation
+from ..datasets.augment.crops import Interpolation
 from .duration import Duration
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..cli.errors import DataError
-from ..datasets.stream import Batch
+from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
 

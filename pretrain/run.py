@@ -16,9 +16,10 @@ import torchvision
 from ..cli.config import dump, to_yaml
 from ..cli.errors import UserError
 from ..datasets.atomic import sha256_json, write_json, write_text
-from ..datasets.plan import PLAN_VERSION, Order
-from ..datasets.stream import Batch, EvalBatches, TrainBatches, load_batches
-from ..datasets.transforms import EvalView, TrainView
+from ..datasets.augment.crops import EvalView, TrainView
+from ..datasets.plan.order import PLAN_VERSION, Order
+from ..datasets.stream.batches import Batch, EvalBatches, TrainBatches
+from ..datasets.stream.loader import load_batches
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing

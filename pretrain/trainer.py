@@ -10,8 +10,8 @@ import torch
 
 from ..cli.errors import DataError
 from ..datasets.counters import key, mix
-from ..datasets.plan import rank_slice
-from ..datasets.stream import Batch
+from ..datasets.plan.slices import rank_slice
+from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
 from .engine import Engine

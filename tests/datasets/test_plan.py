@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bamboo.datasets.plan import PLAN_VERSION, Order, plan, rank_slice
+from bamboo.datasets.plan.order import PLAN_VERSION, Order, plan
+from bamboo.datasets.plan.slices import rank_slice
 
 GOLDEN = Path(__file__).parent / "golden" / "order.json"
 COUNTS = st.lists(st.one_of(st.just(0), st.just(1), st.integers(0, 60)), min_size=1, max_size=25).filter(lambda counts: sum(counts) > 0)

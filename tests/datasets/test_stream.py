@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bamboo.cli.errors import DataError
-from bamboo.datasets.plan import Order
+from bamboo.datasets.augment.crops import EvalView, TrainView
+from bamboo.datasets.plan.order import Order
 from bamboo.datasets.shards import Shards
-from bamboo.datasets.stream import EvalBatches, TrainBatches, load_batches
-from bamboo.datasets.transforms import EvalView, TrainView
+from bamboo.datasets.stream.batches import EvalBatches, TrainBatches
+from bamboo.datasets.stream.loader import load_batches
 
 GLOBAL_BATCH = 12
 VIEW = TrainView(16, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bilinear")

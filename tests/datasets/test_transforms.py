@@ -6,8 +6,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from bamboo.datasets.augment.crops import NUM_DRAWS, EvalView, Interpolation, TrainView, crop_box, resize
 from bamboo.datasets.counters import key, uniforms
-from bamboo.datasets.transforms import NUM_DRAWS, EvalView, Interpolation, TrainView, crop_box, resize
 
 SIZES = [(33, 47), (64, 64), (7, 90), (1, 5), (200, 31)]
 MODES = {"bilinear": functional.InterpolationMode.BILINEAR, "bicubic": functional.InterpolationMode.BICUBIC}

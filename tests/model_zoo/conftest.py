@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bamboo.model_zoo.download import Patience
+from bamboo.datasets.remote.download import Patience
 from bamboo.model_zoo.sources import Access
-from tests.model_zoo.loopback import Loopback, loopback
+from tests.loopback import Loopback, loopback
 from tests.model_zoo.released import weights
 
 

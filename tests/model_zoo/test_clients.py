@@ -12,7 +12,7 @@ import pytest
 
 from bamboo.cli.errors import DataError
 from bamboo.model_zoo.sources import Access, fetch
-from tests.model_zoo.loopback import Loopback
+from tests.loopback import Loopback
 from tests.model_zoo.released import entry, legacy_weights, registry, weights
 
 FILE = weights()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bamboo.cli.errors import DataError, UserError
-from bamboo.model_zoo import download as downloads
-from bamboo.model_zoo.download import Patience, download
-from tests.model_zoo.loopback import (
+from bamboo.datasets.remote import download as downloads
+from bamboo.datasets.remote.download import Patience, download
+from tests.loopback import (
     Answer,
     Behaviour,
     Loopback,

@@ -12,7 +12,7 @@ import pytest
 from bamboo.cli.errors import DataError, UserError
 from bamboo.model_zoo import receipts
 from bamboo.model_zoo.sources import Access, access_from_environment, fetch, locate
-from tests.model_zoo.loopback import Loopback, longer, status, web_page
+from tests.loopback import Loopback, longer, status, web_page
 from tests.model_zoo.released import entry, legacy_weights, weights
 
 FILE = weights()

@@ -18,7 +18,7 @@ from bamboo.model_zoo.preprocessing import Preprocessing
 from bamboo.model_zoo.registry import Entry
 from bamboo.model_zoo.sources import Access, Fetched
 from bamboo.model_zoo.zoo_cli import SETTINGS
-from tests.model_zoo.loopback import Loopback, loopback
+from tests.loopback import Loopback, loopback
 from tests.model_zoo.released import registry, weights
 
 FILE = weights()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_zoo.loopback import Loopback, slowly, unlabelled
+from tests.loopback import Loopback, slowly, unlabelled
 from tests.model_zoo.released import registry, weights
 
 FILE = weights()

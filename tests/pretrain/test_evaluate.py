@@ -9,7 +9,8 @@ import timm
 import torch
 
 from bamboo.datasets.shards import Shards
-from bamboo.datasets.stream import EvalBatches, load_batches
+from bamboo.datasets.stream.batches import EvalBatches
+from bamboo.datasets.stream.loader import load_batches
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.evaluate import evaluate

@@ -20,14 +20,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..cli.errors import DataError, UserError
-from ..cli.progress import Progress
-from ..datasets.atomic import fsync_folder, write_json
-from .file_kinds import is_html
+from ...cli.errors import DataError, UserError
+from ...cli.progress import Progress
+from ..atomic import fsync_folder, write_json
 
 _CHUNK_BYTES = 1 << 18
 _ADVANCE_BYTES = 1 << 20  # an attempt that gains so much is no failure in a row
+_HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def is_html(head: bytes) -> bool:
+    """Returns whether a file that begins so is a web page: a login, an error, a quota notice."""
+    return head.lstrip()[:16].lower().startswith(_HTML)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

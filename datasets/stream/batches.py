@@ -5,20 +5,19 @@ number of workers, and going on after batch n means asking for batch n + 1.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from ..cli.errors import DataError
-from .counters import key, uniforms
-from .images import UnreadableImageError
-from .plan import Order, rank_slice
-from .stores import ImageStore
-from .transforms import NUM_DRAWS, View
+from ...cli.errors import DataError
+from ..augment.crops import NUM_DRAWS, View
+from ..counters import key, uniforms
+from ..images import UnreadableImageError
+from ..plan.order import Order
+from ..plan.slices import rank_slice
+from ..stores import ImageStore
 
 _AUGMENT = 3  # what the key is for; 1 and 2 are the plan's
 
@@ -139,52 +138,3 @@ def assemble(
             return str(error)
     valid = ids >= 0
     return Columns(np.where(valid, store.labels[ids], -1), ids, valid, places)
-
-
-def load_batches(source: BatchSource, numbers: range, *, workers: int, prefetch: int = 2, pin: bool = False) -> Iterator[Batch]:
-    """Yields the batches `numbers` of a source in that order, made by `workers` processes (0: in this one).
-
-    Workers write into a ring of shared memory that is laid out once: a batch costs neither new pages nor the handshake by which
-    torch hands over each tensor. So a batch's images hold until the next batch is taken, unless they are pinned, which copies them.
-
-    Raises:
-        DataError: naming shard and sample when one cannot be read.
-    """
-    # When batch n is taken, batch n + workers · prefetch is asked for: with one slot more than that, its slot is not n's.
-    ring = _Ring(source, numbers, torch.empty((workers * prefetch + 1, *source.shape), dtype=torch.uint8))
-    if workers:
-        ring.slots.share_memory_()  # type: ignore[no-untyped-call]  # torch's own signature
-    loader: DataLoader[Columns | str] = DataLoader(
-        ring,
-        batch_size=None,
-        sampler=range(len(numbers)),
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        collate_fn=_as_made,
-    )
-    for turn, made in enumerate(loader):
-        if isinstance(made, str):
-            raise DataError(made)
-        slot = ring.slot(turn)
-        yield Batch(slot.pin_memory() if pin else slot, *map(torch.from_numpy, made))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ring(Dataset[Columns | str]):
-    """The batches `numbers` of a source, made in turn into the slots of a ring, uint8[n, B, S, S, 3]."""
-
-    source: BatchSource
-    numbers: range
-    slots: torch.Tensor
-
-    def slot(self, turn: int) -> torch.Tensor:
-        """Returns where the batch of that turn lies."""
-        return self.slots[turn % len(self.slots)]
-
-    def __getitem__(self, turn: int) -> Columns | str:
-        return self.source.make(self.numbers[turn], self.slot(turn))
-
-
-def _as_made(made: Any) -> Any:
-    """Keeps torch from converting arrays to tensors, which it would hand over one by one."""
-    return made
