@@ -36,7 +36,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from bamboo.cli.main import main as bamboo
 from bamboo.datasets.augment.crops import NUM_DRAWS, TrainView, crop_box
-from bamboo.datasets.counters import key, uniforms
+from bamboo.datasets.counters import uniforms
 from bamboo.datasets.plan.order import Order
 from bamboo.datasets.shards import Shards
 from bamboo.datasets.stream.batches import TrainBatches
@@ -159,8 +159,8 @@ def bare(folder: Path, interpolation: str, *, channels_last: bool) -> Iterator[i
     """Yields the number of images cropped, a batch at a time: bamboo's first epoch over and over, by the same boxes and flips."""
     shards = Shards.open(folder)
     source = [torch.frombuffer(bytearray(shards.read(sample)), dtype=torch.uint8) for sample in range(len(shards))]
-    ids, _ = Order(shards.shard_counts, seed=SEED, window=64).take(0, len(shards))
-    draws = uniforms(key(SEED, 0, 3), ids, NUM_DRAWS).tolist()
+    ids, keys = Order(shards.shard_counts, seed=SEED, window=64).take(0, len(shards))
+    draws = uniforms(keys, ids, NUM_DRAWS).tolist()
     boxes = [crop_box(375, 500, SCALE, RATIO, drawn) for drawn in draws]
     work = [(source[sample], *box, drawn[-1] < FLIP) for sample, box, drawn in zip(ids, boxes, draws, strict=True)]
     for start in itertools.cycle(range(0, len(work) - BATCH + 1, BATCH)):

@@ -31,8 +31,8 @@ def key(*parts: int) -> np.uint64:
     return np.uint64(state[0])
 
 
-def uniforms(stream_key: np.uint64, counters: npt.NDArray[np.int64], num_draws: int) -> npt.NDArray[np.float64]:
-    """Returns float64[N, num_draws] in [0, 1), a function of (key, counter, column) alone; 53 random bits each."""
+def uniforms(stream_key: np.uint64 | Words, counters: npt.NDArray[np.int64], num_draws: int) -> npt.NDArray[np.float64]:
+    """Returns float64[N, num_draws] in [0, 1), a function of (key, counter, column) alone; one key for all or uint64[N]."""
     base = mix(counters.astype(np.uint64) ^ stream_key)
     columns = mix(np.arange(1, num_draws + 1, dtype=np.uint64))
     draws = mix(base[:, None] ^ columns) >> np.uint64(11)

@@ -85,6 +85,10 @@ class Shards:
         """Returns uint8[3, H, W], as displayed; raises UnreadableImageError or DataError."""
         return decode_rgb(self._read_over(sample), self.decoded)
 
+    def read_at(self, shard: int, offset: int, size: int) -> bytes:
+        """Returns `size` bytes of a shard file, fewer where it ends before."""
+        return os.pread(self._descriptor(shard), size, offset)
+
     def _read_over(self, sample: int) -> memoryview:
         """Returns the encoded image of a sample in this process's one buffer, which the next read overwrites."""
         shard, offset, size = self.index.shard.item(sample), self.index.offset.item(sample), self.index.size.item(sample)
@@ -98,7 +102,7 @@ class Shards:
     def name(self, sample: int) -> str:
         """Returns `shard:key` of a sample, for messages; the key is read from the tar header before the image."""
         shard, offset = int(self.index.shard[sample]), int(self.index.offset[sample])
-        header = os.pread(self._descriptor(shard), _TAR_BLOCK_BYTES, offset - _TAR_BLOCK_BYTES)
+        header = self.read_at(shard, offset - _TAR_BLOCK_BYTES, _TAR_BLOCK_BYTES)
         try:
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except tarfile.HeaderError:

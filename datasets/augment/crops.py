@@ -19,6 +19,7 @@ class View(Protocol):
     """What turns a decoded image into a fixed-size one: uint8[3, H, W] and its draws in [0, 1) → uint8[3, S, S]."""
 
     size: int
+    num_draws: int
 
     def __call__(self, image: torch.Tensor, draws: Sequence[float]) -> torch.Tensor:
         """Returns the view of one image."""
@@ -26,6 +27,8 @@ class View(Protocol):
 
 class TrainView:
     """Random-resized crop and horizontal flip (the parameters' law is torchvision's `RandomResizedCrop`)."""
+
+    num_draws = NUM_DRAWS
 
     def __init__(
         self, size: int, *, scale: tuple[float, float], ratio: tuple[float, float], flip: float, interpolation: Interpolation
@@ -41,6 +44,8 @@ class TrainView:
 
 class EvalView:
     """Resize of the short side to size / crop_fraction, then the centre crop (torchvision's `Resize` and `CenterCrop`)."""
+
+    num_draws = 0
 
     def __init__(self, size: int, *, crop_fraction: float, interpolation: Interpolation) -> None:
         self.size, self.crop_fraction, self.interpolation = size, crop_fraction, interpolation

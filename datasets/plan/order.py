@@ -7,6 +7,7 @@ and reading touches at most `window` shards at a time (two windows while a batch
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ Ids = npt.NDArray[np.int64]
 
 PLAN_VERSION = 1  # a change of sample order is a breaking change: raise this, and say so in CHANGELOG.md
 
-_SHARD_ORDER, _WINDOW_ORDER = 1, 2  # what a key is for, so that no two uses share their draws
+_SHARD_ORDER, _WINDOW_ORDER, _VISIT = 1, 2, 3  # what a key is for, so that no two uses share their draws
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +68,13 @@ def plan(shard_counts: Ids, weights: None = None, *, seed: int, epoch: int, wind
     return EpochPlan(int(shard_counts.sum()), order, visit_starts, visit_starts[borders], first_ids, keys)
 
 
+class Visits(NamedTuple):
+    """Which samples are seen, in order; no two visits of one sample share a key, from which all its randomness is drawn."""
+
+    ids: Ids  # int64[n] sample ids
+    keys: npt.NDArray[np.uint64]  # uint64[n]
+
+
 class Order:
     """The endless order: epoch after epoch, by global position; a batch may straddle two epochs, so nothing is dropped."""
 
@@ -76,17 +84,20 @@ class Order:
         assert self.num_samples > 0
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
-    def take(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """Returns (sample ids, their epochs), int64[stop - start] each, of the global positions start ≤ p < stop."""
-        ids, epochs = [], []
+    def take(self, start: int, stop: int) -> Visits:
+        """Returns the visits at the global positions start ≤ p < stop."""
+        ids, keys = [], []
         while start < stop:
             epoch, inside = divmod(start, self.num_samples)
             count = min(stop - start, self.num_samples - inside)
             ids.append(self._epoch(epoch).take(inside, inside + count))
-            epochs.append(np.full(count, epoch, np.int64))
+            keys.append(np.full(count, key(self._seed, epoch, _VISIT), np.uint64))
             start += count
-        empty = np.zeros(0, np.int64)
-        return np.concatenate([empty, *ids]), np.concatenate([empty, *epochs])
+        return Visits(np.concatenate([np.zeros(0, np.int64), *ids]), np.concatenate([np.zeros(0, np.uint64), *keys]))
+
+    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
+        """Returns the ordinals of the shards that position `start` may read, then the next `num_ahead` that come into use."""
+        raise NotImplementedError
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
         return plan(self._shard_counts, None, seed=self._seed, epoch=epoch, window=self._window)

@@ -12,14 +12,12 @@ import numpy.typing as npt
 import torch
 
 from ...cli.errors import DataError
-from ..augment.crops import NUM_DRAWS, View
-from ..counters import key, uniforms
+from ..augment.crops import View
+from ..counters import uniforms
 from ..images import UnreadableImageError
 from ..plan.order import Order
 from ..plan.slices import rank_slice
 from ..stores import ImageStore
-
-_AUGMENT = 3  # what the key is for; 1 and 2 are the plan's
 
 
 class Batch(NamedTuple):
@@ -78,12 +76,9 @@ class TrainBatches:
         """Fills `images` with this rank's part of global batch `number`."""
         places = self._slice
         start = number * self.global_batch_size
-        ids, epochs = self.order.take(start + places.start, start + places.stop)
-        draws = np.empty((len(ids), NUM_DRAWS))
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            draws[inside] = uniforms(key(self.seed, int(epoch), _AUGMENT), ids[inside], NUM_DRAWS)
-        return assemble(self.store, self.view, ids, np.arange(start + places.start, start + places.stop), draws, images)
+        visits = self.order.take(start + places.start, start + places.stop)
+        draws = uniforms(visits.keys, visits.ids, self.view.num_draws)
+        return assemble(self.store, self.view, visits.ids, np.arange(start + places.start, start + places.stop), draws, images)
 
 
 @dataclasses.dataclass(frozen=True)
