@@ -1,17 +1,19 @@
 """Randomness without state: every draw is a hash of what it is for, so any process can make it again, in any order.
 
-The generator is SplitMix64's finaliser (Steele, Lea & Flood, OOPSLA 2014) applied to keyed counters; the permutation is a
-Feistel network on ⌈log2 n⌉ bits with cycle walking (Black & Rogaway, CT-RSA 2002): a bijection of [0, n) that needs no array.
+The generator is SplitMix64's finaliser (Steele, Lea & Flood, OOPSLA 2014) applied to keyed counters; the permutation is the
+generalised Feistel cipher on Z_a × Z_b, a · b ≥ n, with cycle walking (Black & Rogaway, CT-RSA 2002): a bijection of [0, n) that needs
+no array. As a · b is hardly more than n, few positions walk.
 """
 
 import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6  # half rounds, three of each side
-_MIN_BITS = 4  # below, three rounds reach too few of the permutations
+_MIN_SIDE = 4  # below, three rounds reach too few of the permutations
 
 
 def mix(words: Words) -> Words:
@@ -39,26 +41,34 @@ def uniforms(stream_key: np.uint64 | Words, counters: npt.NDArray[np.int64], num
     return draws.astype(np.float64) * 2.0**-53
 
 
-def permute(positions: npt.NDArray[np.int64], size: int, stream_key: np.uint64) -> npt.NDArray[np.int64]:
-    """Returns π(positions) for the keyed permutation π of [0, size); positions must lie in that range."""
-    if size <= 1:
-        return positions.copy()
-    bits = max(_MIN_BITS, (size - 1).bit_length())
-    words = positions.astype(np.uint64)
-    pending = np.arange(len(words))
+def permute(positions: Counts, size: int | Counts, stream_key: np.uint64 | Words) -> Counts:
+    """Returns π(positions) for the keyed permutation π of [0, size).
+
+    Args:
+        positions: int64[N], each in [0, size).
+        size: one for all, or int64[N]; stream_key: one for all, or uint64[N]. Positions with equal size and key share a permutation.
+    """
+    sizes, keys = np.broadcast_to(size, positions.shape), np.broadcast_to(stream_key, positions.shape)
+    words = np.zeros(len(positions), np.uint64)
+    pending = np.flatnonzero(sizes > 1)
+    words[pending] = positions[pending].astype(np.uint64)
     while len(pending):
-        walked = _feistel(words[pending], bits, stream_key)
+        walked = _feistel(words[pending], *_sides(sizes[pending]), keys[pending])
         words[pending] = walked
-        pending = pending[walked >= size]
+        pending = pending[walked >= sizes[pending].astype(np.uint64)]
     return words.astype(np.int64)
 
 
-def _feistel(words: Words, bits: int, stream_key: np.uint64) -> Words:
-    low_bits = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-    high, low = words >> low_bits, words & low_mask
+def _sides(sizes: Counts) -> tuple[Words, Words]:
+    """Returns (a, b), about equal, with a · b ≥ size, hardly more: the two halves of a position are its quotient and remainder by b."""
+    side = np.maximum(np.ceil(np.sqrt(sizes)), _MIN_SIDE)
+    other = np.maximum(np.ceil(sizes / side), _MIN_SIDE)
+    return side.astype(np.uint64), other.astype(np.uint64)
+
+
+def _feistel(words: Words, side: Words, other: Words, keys: Words) -> Words:
+    high, low = words // other, words % other
     for number in range(0, _ROUNDS, 2):
-        high = high ^ (mix(low ^ stream_key ^ np.uint64(number << 56)) & high_mask)
-        low = low ^ (mix(high ^ stream_key ^ np.uint64((number + 1) << 56)) & low_mask)
-    return (high << low_bits) | low
+        high = (high + (mix(low ^ keys ^ np.uint64(number << 56)) >> np.uint64(1))) % side
+        low = (low + (mix(high ^ keys ^ np.uint64((number + 1) << 56)) >> np.uint64(1))) % other
+    return high * other + low

@@ -5,11 +5,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from bamboo.cli.main import main
+
+hypothesis.settings.register_profile("house", deadline=None)  # machines are shared: a slow example is no failure
+hypothesis.settings.load_profile("house")
 
 CLASSES = ("dots", "lines", "waves")
 

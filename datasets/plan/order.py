@@ -1,71 +1,26 @@
-"""The plan: in which order the samples of a pool are seen. A pure function of (shards, weights, seed, epoch); it knows no rank or worker.
+"""The endless order of samples: a pure function of (data, weights, seed) that knows no rank, worker or batch.
 
-An epoch visits the shards in a keyed random order, `window` shards at a time, and the samples of a window in a keyed random
-order. Position p of an epoch is found in O(log shards) without any array of the epoch, so resuming anywhere costs the same,
-and reading touches at most `window` shards at a time (two windows while a batch straddles their border).
+Position p of the order falls into an epoch, and its place in that epoch into a shard and a row. Any stretch can be asked for in any
+process at the same cost, so the state of a stream is the number of samples consumed.
 """
 
-import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..counters import key, permute
+from ..counters import key, mix
+from .drawing import DrawnRows, EveryRow, Ids, LeftRows
+from .epoch import EpochPlan
+from .rates import Rates
 
-Ids = npt.NDArray[np.int64]
+PLAN_FORMAT = 2  # a change of sample order is a breaking change: raise this, and say so in CHANGELOG.md
 
-PLAN_VERSION = 1  # a change of sample order is a breaking change: raise this, and say so in CHANGELOG.md
+_EPOCH, _DRAW, _VISIT = 1, 2, 3  # what a key is for, so that no two uses share their draws
 
-_SHARD_ORDER, _WINDOW_ORDER, _VISIT = 1, 2, 3  # what a key is for, so that no two uses share their draws
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class EpochPlan:
-    """One epoch's order; `take(start, stop)` gives any stretch of it."""
-
-    num_samples: int
-    _shard_order: Ids  # int64[S] shard ordinals as visited
-    _visit_starts: Ids  # int64[S + 1] first position of each visited shard
-    _window_starts: Ids  # int64[W + 1] first position of each window
-    _first_ids: Ids  # int64[S] first sample id of each shard, by shard ordinal
-    _window_keys: npt.NDArray[np.uint64]  # uint64[W]
-
-    def take(self, start: int, stop: int) -> Ids:
-        """Returns the sample ids at positions start ≤ p < stop of the epoch, int64[stop - start]."""
-        assert 0 <= start <= stop <= self.num_samples
-        positions = np.arange(start, stop, dtype=np.int64)
-        windows = np.searchsorted(self._window_starts, positions, side="right") - 1
-        for window in np.unique(windows):
-            inside = windows == window
-            first, end = self._window_starts[window], self._window_starts[window + 1]
-            positions[inside] = first + permute(positions[inside] - first, int(end - first), self._window_keys[window])
-        visited = np.searchsorted(self._visit_starts, positions, side="right") - 1
-        rows = positions - self._visit_starts[visited]
-        ids: Ids = self._first_ids[self._shard_order[visited]] + rows
-        return ids
-
-
-def plan(shard_counts: Ids, weights: None = None, *, seed: int, epoch: int, window: int) -> EpochPlan:
-    """Returns the order of one epoch.
-
-    Args:
-        shard_counts: int64[S] samples per shard, empty shards allowed; sample ids number the samples through the shards.
-        weights: the weight column; only None (every sample once) is implemented.
-        seed: any integer; epoch: counted from 0.
-        window: shards interleaved at a time, at least 1.
-    """
-    if weights is not None:
-        raise NotImplementedError("weighted plans are not implemented; weights must be None")
-    assert window >= 1
-    num_shards = len(shard_counts)
-    first_ids = np.concatenate([[0], np.cumsum(shard_counts)[:-1]]).astype(np.int64)
-    order = permute(np.arange(num_shards, dtype=np.int64), num_shards, key(seed, epoch, _SHARD_ORDER))
-    visit_starts = np.concatenate([[0], np.cumsum(shard_counts[order])]).astype(np.int64)
-    borders = np.append(np.arange(0, num_shards, window), num_shards)
-    keys = np.array([key(seed, epoch, _WINDOW_ORDER, number) for number in range(len(borders) - 1)], np.uint64)
-    return EpochPlan(int(shard_counts.sum()), order, visit_starts, visit_starts[borders], first_ids, keys)
+_SPARE_TABLES = 8  # of shards read ahead, or of the epoch before
 
 
 class Visits(NamedTuple):
@@ -75,32 +30,111 @@ class Visits(NamedTuple):
     keys: npt.NDArray[np.uint64]  # uint64[n]
 
 
-class Order:
-    """The endless order: epoch after epoch, by global position; a batch may straddle two epochs, so nothing is dropped."""
+class SampleOrder(Protocol):
+    """An endless order of samples."""
 
-    def __init__(self, shard_counts: Ids, *, seed: int, window: int) -> None:
-        self._shard_counts, self._seed, self._window = shard_counts, seed, window
-        self.num_samples = int(shard_counts.sum())
-        assert self.num_samples > 0
-        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+    @property
+    def epoch_samples(self) -> int:
+        """Samples an epoch."""
+
+    def at(self, positions: Ids) -> Visits:
+        """Returns the visits at any global positions, int64[n], each from 0."""
 
     def take(self, start: int, stop: int) -> Visits:
         """Returns the visits at the global positions start ≤ p < stop."""
-        ids, keys = [], []
-        while start < stop:
-            epoch, inside = divmod(start, self.num_samples)
-            count = min(stop - start, self.num_samples - inside)
-            ids.append(self._epoch(epoch).take(inside, inside + count))
-            keys.append(np.full(count, key(self._seed, epoch, _VISIT), np.uint64))
-            start += count
-        return Visits(np.concatenate([np.zeros(0, np.int64), *ids]), np.concatenate([np.zeros(0, np.uint64), *keys]))
 
     def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        """Returns the ordinals of the shards that position `start` may read, then the next `num_ahead` that come into use."""
-        raise NotImplementedError
+        """Returns the ordinals of the shards in use at position `start`, then of the next `num_ahead` that come into use."""
 
-    def _plan_epoch(self, epoch: int) -> EpochPlan:
-        return plan(self._shard_counts, None, seed=self._seed, epoch=epoch, window=self._window)
+
+class Order:
+    """The order of one shard folder: epoch after epoch, with nothing dropped between them.
+
+    Args:
+        shard_counts: int64[S] samples per shard, empty shards allowed; sample ids number the samples through the shards.
+        seed: any integer.
+        window: shards interleaved at a time.
+        rates: the weight column; None takes every sample once an epoch.
+        coupled: the epochs come in pairs, the second of which takes what the first, drawn by the rates, left over: a pair sees every
+            sample exactly once (the complement rule of two-phase sampling). No rate may exceed 1.
+    """
+
+    def __init__(self, shard_counts: Ids, *, seed: int, window: int, rates: Rates | None = None, coupled: bool = False) -> None:
+        assert window >= 1
+        self._shard_counts, self._seed, self._window, self._rates, self._coupled = shard_counts, seed, window, rates, coupled
+        total = int(shard_counts.sum())
+        drawn = total if rates is None else rates.epoch_samples
+        self._lengths = (drawn, total - drawn) if coupled else (drawn,)
+        assert sum(self._lengths) > 0
+        self._first_ids: Ids = (np.cumsum(shard_counts) - shard_counts).astype(np.int64)
+        self._plan: Callable[[int], EpochPlan] = functools.lru_cache(maxsize=3)(self._make_plan)
+        self._drawn: Callable[[int], DrawnRows] = functools.lru_cache(maxsize=2)(self._draw)
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples an epoch; of coupled epochs the mean, rounded up."""
+        return -(-sum(self._lengths) // len(self._lengths))
+
+    def at(self, positions: Ids) -> Visits:
+        """Returns the visits at any global positions, int64[n], each from 0."""
+        periods, inside = np.divmod(positions, sum(self._lengths))
+        late = inside >= self._lengths[0]
+        epochs = periods * len(self._lengths) + late
+        inside = np.where(late, inside - self._lengths[0], inside)
+        ids, keys = np.empty(len(positions), np.int64), np.empty(len(positions), np.uint64)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            ids[chosen], copies = self._plan(epoch).at(inside[chosen])
+            keys[chosen] = mix(key(self._seed, epoch, _VISIT) ^ copies.astype(np.uint64))
+        return Visits(ids, keys)
+
+    def take(self, start: int, stop: int) -> Visits:
+        """Returns the visits at the global positions start ≤ p < stop."""
+        return self.at(np.arange(start, stop, dtype=np.int64))
+
+    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
+        """Returns the ordinals of the shards in use at position `start`, then of the next `num_ahead` that come into use."""
+        return self.shards_in(start, start, num_ahead)
+
+    def shards_in(self, first: int, last: int, num_ahead: int) -> list[int]:
+        """Returns the ordinals of the shards in use at the global positions first ≤ p ≤ last, then of the next `num_ahead`."""
+        (start, inside), (stop, last_inside) = self._place(first), self._place(last)
+        shards = list[int]()
+        for epoch in range(start, stop + 1):
+            length = self._plan(epoch).num_items
+            if length:
+                ends = inside if epoch == start else 0, last_inside if epoch == stop else length - 1
+                shards += self._plan(epoch).shards_in(*ends, num_ahead if epoch == stop else 0)
+        used = self._plan(stop).shards_in(last_inside, last_inside, 0)
+        missing = num_ahead - (len(self._plan(stop).shards_in(last_inside, last_inside, num_ahead)) - len(used))
+        if missing > 0 and self._plan(stop + 1).num_items:
+            shards += self._plan(stop + 1).shards_in(0, 0, 0)[:missing]
+        return list(dict.fromkeys(shards))
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Returns (epoch, position in it)."""
+        period, inside = divmod(position, sum(self._lengths))
+        late = inside >= self._lengths[0]
+        return period * len(self._lengths) + late, inside - self._lengths[0] * late
+
+    def _make_plan(self, epoch: int) -> EpochPlan:
+        pair, is_second = divmod(epoch, len(self._lengths))
+        if self._rates is None:
+            drawing: EveryRow | DrawnRows | LeftRows = EveryRow(self._shard_counts, key(self._seed, epoch, _DRAW))
+        elif is_second:
+            drawing = LeftRows(self._shard_counts, self._drawn(pair), self._num_tables)
+        else:
+            drawing = self._drawn(pair)
+        return EpochPlan(drawing, self._first_ids, self._window, key(self._seed, epoch, _EPOCH))
+
+    def _draw(self, number: int) -> DrawnRows:
+        assert self._rates is not None, "only a weighted order draws"
+        return DrawnRows(self._rates, key(self._seed, number, _DRAW), self._num_tables)
+
+    @property
+    def _num_tables(self) -> int:
+        return self._window + _SPARE_TABLES
 
     def __reduce__(self) -> tuple[object, ...]:
-        return functools.partial(Order, seed=self._seed, window=self._window), (self._shard_counts,)
+        again = functools.partial(Order, seed=self._seed, window=self._window, rates=self._rates, coupled=self._coupled)
+        return again, (self._shard_counts,)

@@ -1,0 +1,82 @@
+"""All that a sample order depends on, as a record that fits into a run folder, and the order built from it."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...cli.errors import DataError
+from ..atomic import sha256_file, sha256_json
+from ..counters import key
+from .drawing import Ids
+from .mixture import MixedOrder
+from .order import PLAN_FORMAT, Order, SampleOrder
+from .rates import open_rates
+from .weighting import Weighting
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedSource:
+    """One shard folder in a plan."""
+
+    data_hash: str
+    quota: int
+    """Places of an epoch; of a plan with one source and no quota of its own 0."""
+    rates: str
+    """Identity of its weight column; empty where every sample is taken once an epoch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRecipe:
+    """What a plan version is made of."""
+
+    seed: int
+    window: int
+    coupled: bool
+    sources: tuple[PlannedSource, ...]
+    plan_format: int = PLAN_FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain data, equal exactly when the orders are."""
+        return dataclasses.asdict(self) | {"sources": [dataclasses.asdict(source) for source in self.sources]}
+
+    @classmethod
+    def from_json(cls, plan: dict[str, Any]) -> "PlanRecipe":
+        """Returns the recipe that `to_json` wrote.
+
+        Raises:
+            DataError: when it is of another plan format, whose order this Bamboo does not make.
+        """
+        if plan.get("plan_format") != PLAN_FORMAT:
+            raise DataError(f"plan format {plan.get('plan_format')}: this Bamboo orders samples by format {PLAN_FORMAT}")
+        return cls(**plan | {"sources": tuple(PlannedSource(**source) for source in plan["sources"])})
+
+    def order(self, shard_counts: Sequence[Ids], rates_root: Path, version: int) -> SampleOrder:
+        """Returns the order; `version` keeps the draws of two versions of one run apart.
+
+        Args:
+            shard_counts: int64[S] of each source.
+            rates_root: folder with the weight columns by identity.
+
+        Raises:
+            DataError: when a weight column is missing or damaged.
+        """
+        seed = int(key(self.seed, version)) if version else self.seed
+        total = sum(source.quota for source in self.sources)
+        orders = []
+        for number, (source, counts) in enumerate(zip(self.sources, shard_counts, strict=True)):
+            rates = open_rates(rates_root / source.rates, counts) if source.rates else None
+            window = -(-self.window * source.quota // total) if total else self.window
+            own_seed = int(key(seed, number)) if number else seed
+            orders.append(Order(counts, seed=own_seed, window=max(window, 1), rates=rates, coupled=self.coupled))
+        if not total:
+            return orders[0]
+        sizes = [int(counts.sum()) for counts in shard_counts]
+        num_shards = [len(counts) for counts in shard_counts]
+        return MixedOrder(orders, [source.quota for source in self.sources], num_samples=sizes, num_shards=num_shards, seed=seed)
+
+
+def rates_identity(weighting: Weighting, data_hash: str) -> str:
+    """Returns the name of the weight column that a weighting makes of the data: a hash of all that it depends on."""
+    settings = dataclasses.asdict(weighting) | {"weights": None if weighting.weights is None else sha256_file(weighting.weights)}
+    return f"rates-{sha256_json([settings, data_hash])[:16]}"

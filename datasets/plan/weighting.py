@@ -1,0 +1,201 @@
+"""From weights to rates: how often each sample is to be taken an epoch, compiled to a weight column on disk.
+
+    weights         rate_i = min(max_repeats, τ · w_i), with τ such that the rates add up to the epoch's samples
+    probabilities   rate_i = p_i; the epoch's samples are their sum, rounded
+    balance γ       each weight is divided by (images of its class) ** γ: 1 makes classes equal, ½ the square-root rule; of a sample
+                    with several classes the rarest counts (as in repeat-factor sampling, LVIS, arXiv 1908.03195)
+
+Columns are worked through in chunks: memory does not grow with the number of samples.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...cli.errors import DataError, UserError
+from ..atomic import publish_folder
+from ..index import Index
+from .rates import MAX_RATE, ONE, RATES_NAME, STARTS_NAME, write_card
+
+Floats = npt.NDArray[np.float64]
+Chunks = Callable[[int, int], Floats]
+"""Weights of the samples start ≤ i < stop, float64[stop - start]."""
+
+_CHUNK = 1 << 20
+_PASSES = 200  # each pass caps at least one more weight; in practice a handful
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """What makes a weight column."""
+
+    weights: Path | None = None
+    """An .npy file, one number of at least 0 per sample in index order; None: all equal."""
+    probabilities: bool = False
+    """Whether they are taken as they stand."""
+    balance: float = 0.0
+    """The exponent γ."""
+    max_repeats: float = 8.0
+    """Greatest rate."""
+    epoch_samples: int | None = None
+    """Samples an epoch; None: the sum of the probabilities, else as many as there are, of coupled epochs half as many."""
+    coupled: bool = False
+    """Whether what an epoch leaves out makes the next one; no rate may exceed 1 then."""
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every sample is taken once an epoch, so that no weight column is needed."""
+        return self.weights is None and not self.balance and self.epoch_samples is None
+
+
+def drawn_samples(weighting: Weighting, index: Index, what: str) -> int:
+    """Returns the samples an epoch draws, having looked at every weight; errors as `compile_rates`."""
+    return _solve(weighting, _chunks(weighting, index, what), len(index), what)[2]
+
+
+def compile_rates(weighting: Weighting, index: Index, shard_counts: npt.NDArray[np.int64], folder: Path, what: str) -> None:
+    """Writes the weight column of the samples of `index` as the folder `folder`, which must not exist.
+
+    Raises:
+        UserError: for a weight file of another length or kind, or weights that cannot give such an epoch; `what` names the setting.
+    """
+    chunks = _chunks(weighting, index, what)
+    scale, cap, epoch_samples = _solve(weighting, chunks, len(index), what)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _write_rates(temporary / RATES_NAME, chunks, scale, cap, len(index), epoch_samples)
+        _write_starts(temporary, shard_counts)
+        write_card(temporary, len(index), epoch_samples, _made_by(weighting))
+        publish_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _made_by(weighting: Weighting) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(weighting).items()}
+
+
+def _chunks(weighting: Weighting, index: Index, what: str) -> Chunks:
+    """Returns what gives the weights, balanced, by stretches."""
+    column = None if weighting.weights is None else _open_weights(weighting.weights, len(index), what)
+    factors = None
+    if weighting.balance:
+        num_classes = 1 + max((int(index.labels[at : at + _CHUNK].max()) for at in range(0, len(index.labels), _CHUNK)), default=-1)
+        counts = np.zeros(num_classes, np.int64)
+        for at in range(0, len(index.labels), _CHUNK):
+            counts += np.bincount(index.labels[at : at + _CHUNK], minlength=num_classes)
+        factors = np.maximum(counts, 1) ** -float(weighting.balance)
+
+    def weights(start: int, stop: int) -> Floats:
+        values = np.ones(stop - start) if column is None else column[start:stop].astype(np.float64)
+        if not np.isfinite(values).all() or values.min(initial=0) < 0:
+            bad = start + int(np.flatnonzero(~np.isfinite(values) | (values < 0))[0])
+            found = f"sample {bad} has {values[bad - start]}"
+            raise UserError(f"{what}={weighting.weights}: {found}; every weight must be finite and at least 0")
+        return values if factors is None else values * _class_factors(index, factors, start, stop, what)
+
+    return weights
+
+
+def _open_weights(path: Path, num_samples: int, what: str) -> npt.NDArray[Any]:
+    try:
+        column: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{what}={path}: not a readable .npy file: {' '.join(str(error).split())}") from None
+    if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in "fiu":
+        raise UserError(f"{what}={path}: must be one .npy column of numbers")
+    if len(column) != num_samples:
+        raise UserError(f"{what}={path}: holds {len(column):,} numbers for {num_samples:,} samples; give one per sample, in index order")
+    return column
+
+
+def _class_factors(index: Index, factors: Floats, start: int, stop: int, what: str) -> Floats:
+    bounds = index.label_starts[start : stop + 1].astype(np.int64)
+    if (np.diff(bounds) == 0).any():
+        sample = start + int(np.flatnonzero(np.diff(bounds) == 0)[0])
+        raise UserError(f"{what}: sampling.balance needs labels, and sample {sample} has none")
+    largest: Floats = np.maximum.reduceat(factors[index.labels[bounds[0] : bounds[-1]]], bounds[:-1] - bounds[0])
+    return largest
+
+
+def _spans(num_samples: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + _CHUNK, num_samples)) for start in range(0, num_samples, _CHUNK))
+
+
+def _solve(weighting: Weighting, chunks: Chunks, num_samples: int, what: str) -> tuple[float, float, int]:
+    """Returns (τ, greatest rate, samples an epoch).
+
+    Water-filling: with the samples above the cap held there, τ is what the others need; that may lift more above it, so again.
+    """
+    cap = 1.0 if weighting.coupled else min(weighting.max_repeats, MAX_RATE)
+    total, positive, largest = _sums(chunks, num_samples, np.inf)
+    if not positive:
+        raise UserError(f"{what}: every weight is 0; an epoch would have no sample")
+    if weighting.probabilities:
+        if largest > cap:
+            raise UserError(f"{what}: a probability of {largest:g} is above {cap:g}; give weights instead, or raise sampling.max_repeats")
+        epoch_samples = round(total)
+    else:
+        usual = -(-num_samples // 2) if weighting.coupled else num_samples
+        epoch_samples = usual if weighting.epoch_samples is None else weighting.epoch_samples
+    if not 0 < epoch_samples <= cap * positive:
+        limits = f"1 to {int(cap * positive):,} ({cap:g} × {positive:,} samples with a weight above 0)"
+        raise UserError(f"{what}: an epoch of {epoch_samples:,} samples cannot be drawn; allowed: {limits}")
+    scale = epoch_samples / total
+    for _ in range(_PASSES):
+        below, num_below, _ = _sums(chunks, num_samples, cap / scale)
+        wanted = epoch_samples - cap * (positive - num_below)
+        if not num_below or below * scale >= wanted * (1 - 1e-12):
+            break
+        scale = wanted / below
+    return scale, cap, epoch_samples
+
+
+def _sums(chunks: Chunks, num_samples: int, limit: float) -> tuple[float, int, float]:
+    """Returns (sum, number, greatest) of the weights w, 0 < w < limit."""
+    total, count, largest = 0.0, 0, 0.0
+    for span in _spans(num_samples):
+        values = chunks(*span)
+        values = values[(values > 0) & (values < limit)]
+        total, count, largest = total + float(values.sum()), count + len(values), max(largest, values.max(initial=0.0))
+    return total, count, largest
+
+
+def _write_rates(path: Path, chunks: Chunks, scale: float, cap: float, num_samples: int, epoch_samples: int) -> None:
+    """Writes the rates in fixed point; what rounding left of the sum is given or taken, a unit each, where a rate can bear it."""
+    rates = np.lib.format.open_memmap(path, "w+", np.uint32, (num_samples,))
+    written = 0
+    for start, stop in _spans(num_samples):
+        values = np.rint(np.minimum(chunks(start, stop) * scale, cap) * ONE).astype(np.uint32)
+        rates[start:stop] = values
+        written += int(values.sum(dtype=np.int64))
+    missing, top = epoch_samples * ONE - written, int(cap * ONE)
+    while missing:
+        before = missing
+        for start, stop in _spans(num_samples):
+            values = rates[start:stop]
+            able = np.flatnonzero((values > 0) & (values < top) if missing > 0 else values > 1)[: abs(missing)]
+            if missing > 0:
+                values[able] += 1
+                missing -= len(able)
+            else:
+                values[able] -= 1
+                missing += len(able)
+        if missing == before:
+            raise DataError(f"{path}: rates cannot be made to add up to {epoch_samples} samples")
+    rates.flush()
+
+
+def _write_starts(folder: Path, shard_counts: npt.NDArray[np.int64]) -> None:
+    rates = np.load(folder / RATES_NAME, mmap_mode="r")
+    rows = np.concatenate([[0], np.cumsum(shard_counts)])
+    sums = [int(rates[start:stop].sum(dtype=np.int64)) for start, stop in zip(rows[:-1].tolist(), rows[1:].tolist(), strict=True)]
+    np.save(folder / STARTS_NAME, np.concatenate([[0], np.cumsum(np.array(sums, np.int64))]).astype(np.int64))
