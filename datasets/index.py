@@ -11,7 +11,7 @@ Columns (N samples, L labels in all):
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ..cli.errors import DataError
 from .atomic import atomic_file
 
 FILE_NAME = "index.arrow"
+
+_STRETCH_ROWS = 1 << 20
 
 SCHEMA = pa.schema(
     [
@@ -82,18 +84,35 @@ class Index:
             return np.ones(len(self.labels_of(sample)), np.float16)
         return self.confidences[start:stop]
 
-    def single_labels(self) -> npt.NDArray[np.int64]:
-        """Returns int64[N] class ids, -1 where a sample has no label; for a multi-label sample its first label."""
-        starts, stops = self.label_starts[:-1], self.label_starts[1:]
-        single = np.full(len(self), -1, np.int64)
-        labelled = stops > starts
-        single[labelled] = self.labels[starts[labelled]]
+    def single_labels(self) -> npt.NDArray[np.int32]:
+        """Returns int32[N] class ids, -1 where a sample has no label; for a multi-label sample its first label.
+
+        Where every sample has exactly one label it is the memory map itself, which takes no memory of the process and is read-only.
+        """
+        if len(self.labels) == len(self) and all((counts == 1).all() for _, counts in self._label_counts()):
+            first = self.label_starts[0] if len(self) else 0
+            return self.labels[first : first + len(self)]
+        single = np.full(len(self), -1, np.int32)
+        for rows, counts in self._label_counts():
+            labelled = counts > 0
+            single[rows][labelled] = self.labels[self.label_starts[rows][labelled]]
         return single
 
     @property
     def is_multi_label(self) -> bool:
         """Whether any sample has more than one label."""
-        return bool(np.any(np.diff(self.label_starts) > 1))
+        return any((counts > 1).any() for _, counts in self._label_counts())
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Samples without a label."""
+        return sum(int((counts == 0).sum()) for _, counts in self._label_counts())
+
+    def _label_counts(self) -> Iterator[tuple[slice, npt.NDArray[np.int32]]]:
+        """Yields (rows, labels of each) a stretch at a time, so that no array of all samples is made."""
+        for start in range(0, len(self), _STRETCH_ROWS):
+            stop = min(start + _STRETCH_ROWS, len(self))
+            yield slice(start, stop), np.diff(self.label_starts[start : stop + 1])
 
 
 def hash_key(key: str) -> int:

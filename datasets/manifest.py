@@ -83,8 +83,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         make = "bamboo shards pack SRC --out DIR, or bamboo shards index DIR"
         raise UserError(f"{folder}: not a shard folder (no {FILE_NAME}); make one with: {make}")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """Returns the manifest that the bytes of a `dataset.json` hold; `path` names it in errors.
+
+    Raises:
+        DataError: when they are damaged or of another version.
+    """
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(data)
         if (tree["format"], tree["version"]) != (FORMAT, VERSION):
             raise DataError(f"{path}: format {tree['format']} version {tree['version']}; this Bamboo reads {FORMAT} version {VERSION}")
         manifest = Manifest(

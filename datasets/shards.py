@@ -1,54 +1,76 @@
-"""A shard folder, opened: random access to the samples of WebDataset tars through their index."""
+"""A shard folder, here or elsewhere, opened: random access to the samples of WebDataset tars through their index."""
 
 import functools
 import os
 import tarfile
+import threading
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..cli.errors import DataError
-from .images import DecodeCounts, decode_rgb
+from ..cli.errors import BambooError, DataError
+from .images import DecodeCounts, Encoded, decode_rgb
 from .index import FILE_NAME as INDEX_NAME
-from .index import Index, read_index
-from .manifest import Manifest, read_manifest
+from .index import read_index
+from .manifest import FILE_NAME as MANIFEST_NAME
+from .manifest import Manifest, parse_manifest, read_manifest
+from .remote.cache import Remote, ShardCache
+from .remote.download import fetch_bytes
+from .remote.locations import check_address, is_remote, join, local_path, shown
+from .remote.open_files import OpenFile, OpenFiles
+from .remote.prefetch import Prefetcher
+from .stores import CutShortError
 
 _TAR_BLOCK_BYTES = 512
 
 
 class Shards:
-    """Samples of a shard folder by number, 0 ≤ sample < len; safe to share between forked and spawned processes.
+    """Samples of a shard folder by number, 0 ≤ sample < len; safe to share between threads and between forked and spawned processes.
 
-    Files are opened when first read, once per process, and read with `pread`, so there is no seek position to share.
+    Files are opened when first read, a bounded number of them, and read with `pread`, so there is no seek position to share. Those of a
+    remote folder are fetched whole into a cache, ahead of their use where `expect` says what comes.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, index: Index) -> None:
-        self.folder, self.manifest, self.index = folder, manifest, index
+    def __init__(self, location: Path | str, manifest: Manifest, index_path: Path, cache: ShardCache | None) -> None:
+        self._places, self._index_path = _Places(location, manifest, cache), index_path
+        self.manifest, self.index, self.cache = manifest, read_index(index_path), cache
+        if len(self.index) != manifest.num_samples:
+            raise DataError(f"{index_path}: {len(self.index)} rows, but dataset.json counts {manifest.num_samples} samples")
+        self.folder = shown(location) if isinstance(location, str) else location
+        """The folder; of a remote one its address, as it may be shown."""
         self.decoded = DecodeCounts()
-        self._buffer = bytearray()
-        self._descriptors: dict[int, int] = {}
-        self._owner = os.getpid()
+        self._files = OpenFiles(self._places.open)
+        self._prefetcher = None if cache is None else Prefetcher(cache)
+        self._own = threading.local()
+        _begin_anew_in_children(self)
 
     @classmethod
-    def open(cls, folder: Path) -> "Shards":
-        """Opens a shard folder.
+    def open(cls, location: Path | str, *, cache: ShardCache | None = None) -> "Shards":
+        """Opens a shard folder: a path, or an address (http(s)://, s3://, gs://, or another scheme of fsspec).
+
+        Args:
+            cache: where the shards of a remote folder are kept; None: `shards` below BAMBOO_CACHE or ~/.cache/bamboo, up to 50 GB.
 
         Raises:
-            UserError: when `folder` is no shard folder.
-            DataError: when manifest, index and shard files do not belong together.
+            UserError: when it is no shard folder, when the address carries credentials, or when the cache is too small for one shard.
+            DataError: when manifest, index and shard files do not belong together, or the remote folder cannot be read.
         """
-        manifest, index = read_manifest(folder), read_index(folder / INDEX_NAME)
-        if len(index) != manifest.num_samples:
-            raise DataError(f"{folder / INDEX_NAME}: {len(index)} rows, but dataset.json counts {manifest.num_samples} samples")
-        for entry in manifest.shards:
-            path = folder / entry.name
-            actual = path.stat().st_size if path.exists() else -1
+        if isinstance(location, str) and is_remote(location):
+            return _open_remote(location, cache or ShardCache())
+        folder = local_path(location)
+        opened = cls(folder, read_manifest(folder), folder / INDEX_NAME, None)
+        for entry in opened.manifest.shards:
+            shard = folder / entry.name
+            actual = shard.stat().st_size if shard.exists() else -1
             if actual != entry.size_bytes:
                 state = "missing" if actual < 0 else f"{actual} bytes, dataset.json says {entry.size_bytes}"
-                raise DataError(f"{path}: {state}; see: bamboo shards verify {folder}")
-        return cls(folder, manifest, index)
+                raise DataError(f"{shard}: {state}; see: bamboo shards verify {folder}")
+        return opened
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,8 +81,8 @@ class Shards:
         return np.array([entry.num_samples for entry in self.manifest.shards], np.int64)
 
     @functools.cached_property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """int64[N] class ids (-1: none; the first label of a multi-label sample)."""
+    def labels(self) -> npt.NDArray[np.integer]:
+        """int32[N] class ids (-1: none; the first label of a multi-label sample); may be read-only, see `Index.single_labels`."""
         return self.index.single_labels()
 
     @functools.cached_property
@@ -73,55 +95,140 @@ class Shards:
         """Identity of the data, see `Manifest.data_hash`."""
         return self.manifest.data_hash
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """Takes the shards that are read now and soon, the soonest first: closes all others, and fetches what is missing in the background.
+
+        Whatever is read besides is read all the same. As much is fetched ahead as the cache can hold.
+        """
+        self._files.keep_only(shards)
+        if self._prefetcher is not None:
+            self._prefetcher.expect([self._places.remote(shard) for shard in shards])
+
+    def check_cache(self, num_shards: int, remedy: str) -> None:
+        """Checks that the cache of a remote folder can hold that many shards at once, the largest ones.
+
+        Args:
+            remedy: how they may become fewer, `lower data.window`, for the error.
+
+        Raises:
+            UserError: when it cannot.
+        """
+        if self.cache is not None:
+            largest = sorted((entry.size_bytes for entry in self.manifest.shards), reverse=True)[:num_shards]
+            self.cache.check_holds(largest, f"the {len(largest)} largest shards of {self.folder} at once ({remedy})")
+
+    def shard_of(self, sample: int) -> tuple[int, str]:
+        """Returns (ordinal, name) of the shard that holds a sample, from the index alone."""
+        ordinal = self.index.shard.item(sample)
+        return ordinal, self.manifest.shards[ordinal].name
+
     def read(self, sample: int) -> bytes:
         """Returns the encoded image of a sample.
 
         Raises:
-            DataError: when the shard ends before the member does.
+            CutShortError: when the shard ends before the member does.
+            DataError: when the shard cannot be read or fetched, naming it and the reason.
+            UserError: when the cache has no room for it.
         """
-        return bytes(self._read_over(sample))
+        return bytes(self.encoded(sample))
 
     def load(self, sample: int) -> torch.Tensor:
-        """Returns uint8[3, H, W], as displayed; raises UnreadableImageError or DataError."""
-        return decode_rgb(self._read_over(sample), self.decoded)
+        """Returns uint8[3, H, W], as displayed; raises UnreadableImageError, or what `read` raises."""
+        return self.decode(self.encoded(sample))
 
-    def read_at(self, shard: int, offset: int, size: int) -> bytes:
-        """Returns `size` bytes of a shard file, fewer where it ends before."""
-        return os.pread(self._descriptor(shard), size, offset)
-
-    def _read_over(self, sample: int) -> memoryview:
-        """Returns the encoded image of a sample in this process's one buffer, which the next read overwrites."""
+    def encoded(self, sample: int) -> memoryview:
+        """Returns the encoded image of a sample in this thread's one buffer, which its next read overwrites; errors as `read`."""
         shard, offset, size = self.index.shard.item(sample), self.index.offset.item(sample), self.index.size.item(sample)
-        if size > len(self._buffer):
-            self._buffer = bytearray(2 * size)
-        data = memoryview(self._buffer)[:size]
-        if os.preadv(self._descriptor(shard), [data], offset) != size:
-            raise DataError(f"{self._path(shard)}: truncated: sample {sample} needs bytes {offset} to {offset + size}")
+        buffer: bytearray = getattr(self._own, "buffer", bytearray())
+        if size > len(buffer):
+            buffer = self._own.buffer = bytearray(2 * size)
+        data = memoryview(buffer)[:size]
+        file = self._files.get(shard)
+        try:
+            count = os.preadv(file.descriptor, [data], offset)
+        except OSError as error:
+            raise DataError(f"{self._places.shown(shard)}: cannot be read: {error.strerror}") from None
+        if count != size:
+            raise CutShortError(f"{self._places.shown(shard)}: truncated: sample {sample} needs bytes {offset} to {offset + size}")
         return data
 
-    def name(self, sample: int) -> str:
-        """Returns `shard:key` of a sample, for messages; the key is read from the tar header before the image."""
-        shard, offset = int(self.index.shard[sample]), int(self.index.offset[sample])
-        header = self.read_at(shard, offset - _TAR_BLOCK_BYTES, _TAR_BLOCK_BYTES)
+    def decode(self, data: Encoded) -> torch.Tensor:
+        """Returns uint8[3, H, W] in [0, 255], as displayed; raises UnreadableImageError."""
+        return decode_rgb(data, self.decoded)
+
+    def read_at(self, shard: int, offset: int, size: int) -> bytes:
+        """Returns `size` bytes of a shard file, fewer where it ends before; raises DataError where it cannot be read or fetched."""
+        file = self._files.get(shard)
         try:
+            return os.pread(file.descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"{self._places.shown(shard)}: cannot be read: {error.strerror}") from None
+
+    def name(self, sample: int) -> str:
+        """Returns `shard:key` of a sample, for messages; the key is read from the tar header before the image, where it can be read."""
+        shard, offset = int(self.index.shard[sample]), int(self.index.offset[sample])
+        try:
+            header = self.read_at(shard, offset - _TAR_BLOCK_BYTES, _TAR_BLOCK_BYTES)
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
-        except tarfile.HeaderError:
+        except (tarfile.HeaderError, BambooError):
             member = f"sample {sample}"
         return f"{self.manifest.shards[shard].name}:{member}"
 
-    def _path(self, shard: int) -> Path:
-        return self.folder / self.manifest.shards[shard].name
+    def _begin_anew(self) -> None:
+        self._files.reset_after_fork()
+        if self._prefetcher is not None:
+            self._prefetcher.reset_after_fork()
 
-    def _descriptor(self, shard: int) -> int:
-        if self._owner != os.getpid():  # after a fork: descriptors of the parent are not ours to keep count of
-            self._descriptors, self._owner = {}, os.getpid()
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
-        return self._descriptors[shard]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened anew in the other process, with nothing fetched again."""
+        return type(self), (self._places.location, self.manifest, self._index_path, self.cache)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        opened = Shards.open(state["folder"])
-        self.__init__(opened.folder, opened.manifest, opened.index)  # type: ignore[misc]  # re-opened in the spawned process
+class _Places:
+    """Where the shard files are, and how they are opened."""
+
+    def __init__(self, location: Path | str, manifest: Manifest, cache: ShardCache | None) -> None:
+        self.location, self._manifest, self._cache = location, manifest, cache
+        self._remotes: dict[int, Remote] = {}
+
+    def open(self, shard: int) -> OpenFile:
+        """Returns the shard's file, from the cache where it is remote."""
+        if self._cache is not None:
+            return self._cache.open(self.remote(shard))
+        path = local_path(self.location) / self._manifest.shards[shard].name
+        try:
+            return OpenFile(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be opened: {error.strerror}") from None
+
+    def remote(self, shard: int) -> Remote:
+        """Returns address, hash and size of a remote shard."""
+        if shard not in self._remotes:
+            entry = self._manifest.shards[shard]
+            self._remotes[shard] = Remote(join(str(self.location), entry.name), entry.sha256, entry.size_bytes)
+        return self._remotes[shard]
+
+    def shown(self, shard: int) -> str:
+        """Returns the shard's path or address, for messages."""
+        name = self._manifest.shards[shard].name
+        return shown(self.remote(shard).url) if self._cache is not None else str(local_path(self.location) / name)
+
+
+def _open_remote(location: str, cache: ShardCache) -> Shards:
+    check_address(location)
+    address = join(location, MANIFEST_NAME)
+    manifest = parse_manifest(fetch_bytes(address, cache.patience), shown(address))
+    shards = Shards(location, manifest, cache.index(join(location, INDEX_NAME), manifest.index_sha256), cache)
+    shards.check_cache(1, "pack smaller shards")
+    return shards
+
+
+def _begin_anew_in_children(shards: Shards) -> None:
+    """Sees to it that a forked child opens its own files, with locks that nobody holds."""
+    reference = weakref.ref(shards)
+
+    def begin_anew() -> None:
+        if (alive := reference()) is not None:
+            alive._begin_anew()
+
+    os.register_at_fork(after_in_child=begin_anew)

@@ -6,6 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..cli.errors import DataError
+
+
+class CutShortError(DataError):
+    """A sample whose bytes end before it does. The damage is this sample's: others of the store may be whole."""
+
 
 class ImageStore(Protocol):
     """Labelled images by number, 0 ≤ sample < len. Picklable, so that loader workers can be spawned or forked with it."""
@@ -13,8 +19,8 @@ class ImageStore(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """int64[N] class ids, -1 where there is none."""
+    def labels(self) -> npt.NDArray[np.integer]:
+        """int32[N] or int64[N] class ids, -1 where there is none; may be read-only."""
 
     @property
     def class_names(self) -> list[str]:

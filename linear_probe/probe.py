@@ -134,7 +134,7 @@ def open_cell(
         UserError: for a subset that is none, or that the set has too few rows for.
     """
     parsed = parse_subset(subset)
-    rows = parsed.rows(splits.train.labels, splits.train.class_names, seed)
+    rows = parsed.rows(np.asarray(splits.train.labels, np.int64), splits.train.class_names, seed)
     name = backbone.name if model is None else model
     return Cell(
         backbone=backbone,

@@ -202,7 +202,7 @@ def _join_parts(folder: Path, store: ImageStore, identity: dict[str, Any]) -> No
         for path in parts:
             file.write(np.load(path, allow_pickle=False).tobytes())
     with atomic_file(folder / "labels.npy") as file:
-        np.save(file, np.asarray(store.labels))
+        np.save(file, np.asarray(store.labels, np.int64))
     manifest = {
         "format": "bamboo-features",
         "version": 1,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 Behaviour = Callable[["Answer"], None]
 
@@ -37,11 +38,29 @@ class Loopback:
         self.address = address
         self.files: dict[str, bytes] = {}
         self.script: list[Behaviour] = []
+        self.lasting: dict[str, Behaviour] = {}
+        """Path → the behaviour of every request for it."""
         self.requests: list[tuple[str, str, int]] = []
         """(path, Range header, status) of each GET."""
 
     def url(self, path: str) -> str:
         return f"{self.address}/{path}"
+
+    def serve(self, folder: Path, name: str) -> str:
+        """Serves the files of a folder below `name`, and returns its address."""
+        self.files.update({f"{name}/{path.name}": path.read_bytes() for path in folder.iterdir() if path.is_file()})
+        return self.url(name)
+
+    def asked_for(self, ending: str) -> list[str]:
+        """Returns the Range header of each GET of a path that ends so."""
+        return [asked for path, asked, _ in self.requests if path.partition("?")[0].endswith(ending)]
+
+    def behaviour(self, path: str) -> Behaviour:
+        """Returns how to answer the next request."""
+        try:
+            return self.lasting.get(path) or self.script.pop(0)
+        except IndexError:
+            return good
 
 
 def good(answer: Answer) -> None:
@@ -138,25 +157,29 @@ def slowly(chunk: int, pause_s: float) -> Behaviour:
 @contextmanager
 def loopback() -> Iterator[Loopback]:
     """Runs the server in a thread; an unscripted request is answered correctly."""
+    noting = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            behaviour = here.script.pop(0) if here.script else good
-            body = here.files.get(self.path.lstrip("/"))
+            name = self.path.partition("?")[0].lstrip("/")
+            behaviour, body = here.behaviour(name), here.files.get(name)
             if body is None:
                 answer = Answer(self, b"", 0, 404, {"Content-Length": "0"})
                 behaviour = good
             else:
                 answer = self.right_answer(body)
             asked = self.headers.get("Range", "")
-            here.requests.append((self.path, asked, answer.status))
+            with noting:
+                place = len(here.requests)
+                here.requests.append((self.path, asked, answer.status))
             try:
                 behaviour(answer)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
-            here.requests[-1] = (self.path, asked, answer.status)
+            if place < len(here.requests):  # else a test has cleared them meanwhile
+                here.requests[place] = (self.path, asked, answer.status)
 
         def do_HEAD(self) -> None:  # as the Hub answers: the file's label and the commit it is of
             body = here.files.get(self.path.lstrip("/"))

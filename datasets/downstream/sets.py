@@ -56,7 +56,7 @@ class OpenedSplit:
         return len(self.store)
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> npt.NDArray[np.integer]:
         """int64[N] class ids, 0 ≤ label < number of classes."""
         return self.store.labels
 

@@ -12,6 +12,7 @@ import pytest
 
 from bamboo.cli.errors import DataError, UserError
 from bamboo.datasets.remote import download as downloads
+from bamboo.datasets.remote import http_transport
 from bamboo.datasets.remote.download import Patience, download
 from tests.loopback import (
     Answer,
@@ -38,12 +39,6 @@ def server() -> Iterator[Loopback]:
     with loopback() as running:
         running.files["file"] = BODY
         yield running
-
-
-@pytest.fixture
-def waits() -> list[float]:
-    """The waits between attempts, which the tests do not sit out."""
-    return []
 
 
 @pytest.fixture
@@ -310,10 +305,33 @@ def test_too_little_room(server: Loopback, tmp_path: Path, patience: Patience, m
 
 def test_plain_http_after_https_is_refused() -> None:
     """A redirect from https to http, given to the handler that urllib would call."""
-    redirects = downloads._Redirects()
-    request = downloads.urllib.request.Request("https://example.org/a")
+    redirects = http_transport.Redirects()
+    request = http_transport.urllib.request.Request("https://example.org/a")
     with pytest.raises(DataError, match="not encrypted"):
         redirects.redirect_request(request, None, 302, "Found", {}, "http://example.org/a")
     followed = redirects.redirect_request(request, None, 302, "Found", {}, "https://example.org/b")
     assert followed is not None
     assert followed.full_url == "https://example.org/b"
+
+
+SIGNED = "?X-Amz-Credential=AKIDEXAMPLE&X-Amz-Signature=5ec2e7"
+
+
+@pytest.mark.parametrize("behaviours", [b for b, _ in FAILURES], ids=[message for _, message in FAILURES])
+def test_a_signature_is_sent_and_never_shown(server: Loopback, tmp_path: Path, patience: Patience, behaviours: list[Behaviour]) -> None:
+    """A pre-signed address under each failure: the query reaches the server whole, and neither message nor note holds any of it."""
+    server.script = list(behaviours)
+    with pytest.raises(DataError) as caught:
+        download(server.url("file") + SIGNED, tmp_path / "file", sha256=SHA256, patience=patience, show=False)
+    assert server.requests[0][0] == f"/file{SIGNED}"
+    assert server.url("file") + "?…" in str(caught.value)
+    notes = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert not [secret for secret in ("AKIDEXAMPLE", "5ec2e7", "X-Amz") if secret in str(caught.value) + notes]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/file?sig=5ec 2e7", "http://127.0.0.1:x5ec2e7/file"])
+def test_an_address_that_is_none_is_not_repeated(tmp_path: Path, patience: Patience, address: str) -> None:
+    """A space in a signature, letters for a port: the user's error, without what may be secret."""
+    with pytest.raises(UserError) as caught:
+        download(address, tmp_path / "file", patience=patience, show=False)
+    assert "5ec" not in str(caught.value)
