@@ -1,8 +1,10 @@
 """Show what a shard folder holds: counts, class histogram, image sizes, labels per image, a contact sheet.
 
 bamboo shards show shards/ --contact-sheet sheet.png
+bamboo shards show shards/ --contact-sheet views.png --images 8 --views 8 --augment rand
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..cli.errors import EXIT_DONE, DataError, UserError
 from .amounts import bytes_text
 from .atomic import atomic_file
+from .augment.crops import TrainView, View
+from .augment.sheet import augmented_sheet
+from .augment.views import training_view
 from .counters import key, mix
 from .images import UnreadableImageError
 from .shard_settings import ShowSettings
@@ -33,13 +39,17 @@ def run(config: ShowSettings) -> int:
     if config.contact_sheet is not None and config.contact_sheet.suffix.lower() != ".png":
         raise UserError(f"--contact-sheet={config.contact_sheet}: only PNG is written; name it {config.contact_sheet.stem}.png")
     shards = Shards.open(config.folder)
+    view = _view(config)
     summary = summarise(shards)
     if config.json:
         sys.stdout.write(json.dumps(summary, indent=1) + "\n")
     else:
         sys.stdout.write("\n".join(_text(summary, config.bars)) + "\n")
     if config.contact_sheet is not None:
-        sheet = contact_sheet(shards, config.images, config.columns, config.seed)
+        if config.views:
+            sheet = augmented_sheet(list(_readable(shards, _chosen(shards, config.images, config.seed))), view, config.views, config.seed)
+        else:
+            sheet = contact_sheet(shards, config.images, config.columns, config.seed)
         with atomic_file(config.contact_sheet) as file:
             sheet.save(file, "PNG")
         sys.stderr.write(f"contact sheet: {config.contact_sheet}\n")
@@ -71,9 +81,7 @@ def summarise(shards: Shards) -> dict[str, Any]:
 
 def contact_sheet(shards: Shards, num_images: int, columns: int, seed: int) -> Image.Image:
     """Returns a grid of the first `num_images` samples of a seeded order, in the order of their labels, each over its class name."""
-    numbers = np.arange(len(shards), dtype=np.uint64)
-    chosen = np.argsort(mix(numbers ^ key(_SHEET_STREAM, seed)), kind="stable")[:num_images]
-    chosen = chosen[np.argsort(shards.labels[chosen], kind="stable")]
+    chosen = _chosen(shards, num_images, seed)
     columns = max(1, min(columns, len(chosen)))
     rows = -(-len(chosen) // columns)
     cell = _TILE + _GAP
@@ -88,6 +96,35 @@ def contact_sheet(shards: Shards, num_images: int, columns: int, seed: int) -> I
             caption = caption[:-2] + "…"
         draw.text((left, top + _TILE + 1), caption, _BLACK, font)
     return sheet
+
+
+def _chosen(shards: Shards, num_images: int, seed: int) -> npt.NDArray[np.int64]:
+    numbers = np.arange(len(shards), dtype=np.uint64)
+    chosen = np.argsort(mix(numbers ^ key(_SHEET_STREAM, seed)), kind="stable")[:num_images]
+    return chosen[np.argsort(shards.labels[chosen], kind="stable")]
+
+
+def _readable(shards: Shards, samples: npt.NDArray[np.int64]) -> Iterator[torch.Tensor]:
+    for sample in samples.tolist():
+        with contextlib.suppress(UnreadableImageError, DataError):  # as in `_tile`
+            yield shards.load(sample)
+
+
+def _view(config: ShowSettings) -> View:
+    crop = TrainView(_TILE, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")
+    try:
+        return training_view(
+            crop,
+            interpolation="bicubic",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            augment=config.augment,
+            rand_augment=config.rand_augment,
+            color_jitter=config.color_jitter,
+            erase=config.erase,
+        )
+    except ValueError as error:
+        raise UserError(f"--rand-augment={config.rand_augment}: {error}") from None
 
 
 def _tile(shards: Shards, sample: int) -> Image.Image:

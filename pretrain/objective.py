@@ -35,14 +35,17 @@ class Objective:
     def mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, Targets]:
         """Returns float32[B, 3, S, S] images and their targets; blends row 2i with row 2i + 1 where mixup or cutmix is on.
 
-        λ ~ Beta(α, α) and cutmix's box are drawn once a step from (seed, step), so they are the same on any number of ranks.
-        Sources: mixup, arXiv 1710.09412; cutmix, arXiv 1905.04899.
+        Whether to mix, which of the two, λ ~ Beta(α, α) and cutmix's box are drawn once a step from (seed, step), so they are the same
+        on any number of ranks. Sources: mixup, arXiv 1710.09412; cutmix, arXiv 1905.04899.
         """
-        mixup, cutmix = self._settings.mixup, self._settings.cutmix
+        settings = self._settings
+        mixup, cutmix = settings.mixup, settings.cutmix
         if not (mixup or cutmix):
             return images, Targets(labels)
         draw = np.random.Generator(np.random.Philox(key=[int(key(self._seed, _MIX)), step]))
-        takes_box = bool(cutmix) and (not mixup or draw.random() < 0.5)
+        if settings.mix_prob < 1 and draw.random() >= settings.mix_prob:
+            return images, Targets(labels)
+        takes_box = bool(cutmix) and (not mixup or draw.random() < settings.switch_prob)
         alpha = cutmix if takes_box else mixup
         share = float(draw.beta(alpha, alpha))
         partner = torch.arange(len(labels), device=labels.device) ^ 1
