@@ -63,7 +63,8 @@ def run(config: IndexSettings) -> int:
             parts[part.number] = part
     manifest = _write(config.folder, [parts[i] for i in range(len(tasks))], classes)
     size = bytes_text(sum(entry.size_bytes for entry in manifest.shards))
-    left_out = f", {manifest.made_by['num_skipped']:,} left out" if manifest.made_by["num_skipped"] else ""
+    num_skipped = manifest.made_by["num_skipped"]
+    left_out = f", {num_skipped:,} left out (listed in {MANIFEST_NAME})" if num_skipped else ""
     sys.stdout.write(
         f"indexed {manifest.num_samples:,} images{left_out} of {len(manifest.classes):,} classes in {len(tasks):,} shards, "
         f"{size}, in {time.monotonic() - started:.1f} s: {config.folder}\n"
@@ -116,7 +117,9 @@ def _labels(task: IndexTask, sample: TarSample, file: IO[bytes], where: str) -> 
         raise DataError(f"{where}.json: not JSON: {error}") from None
     if not isinstance(tree, dict):
         return [], None
-    found = tree.get("labels", tree.get(task.json_label, []))
+    found = tree.get("labels", tree.get(task.json_label))
+    if found is None:
+        return [], None
     labels = [_label(task, value, f"{where}.json") for value in (found if isinstance(found, list) else [found])]
     return labels, _confidences(tree.get("confidences"), len(labels), f"{where}.json")
 

@@ -22,7 +22,7 @@ from .tars import TarSample, scan
 PARTS_FOLDER = ".parts"
 
 _KEY_DIGITS = 9
-_LABEL_MEMBER = "json"
+_LABEL_MEMBER, _CAPTION_MEMBER = "json", "txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,10 @@ def write_shard(task: ShardTask, tick: Tick) -> ShardPart:
                     raise DataError(f"{printable(record.name)}: {error}; {remedy}") from None
                 skipped.append((printable(record.name), str(error)))
             else:
-                tar.write({"__key__": sample_key(key), image.extension: image.data, _LABEL_MEMBER: _label_member(record)})
+                members = {image.extension: image.data, _LABEL_MEMBER: _label_member(record)}
+                if record.captions:
+                    members[_CAPTION_MEMBER] = "\n".join(record.captions).encode()
+                tar.write({"__key__": sample_key(key), **members})
                 encoded[hash_key(sample_key(key))] = record, dataclasses.replace(image, data=b"")
             tick(1)
     rows = [_row(task.number, sample, *encoded[hash_key(sample.key)]) for sample in scan(path)]
@@ -130,7 +133,8 @@ def _label_member(record: Record) -> bytes:
     content: dict[str, Any] = {"labels": record.labels}
     if record.confidences is not None:
         content["confidences"] = record.confidences
-    return json.dumps({**content, "source": record.name}).encode()
+    content["source"] = record.name
+    return json.dumps({**record.fields, **content}).encode()
 
 
 def _row(shard: int, sample: TarSample, record: Record, image: Encoded) -> Row:

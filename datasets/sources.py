@@ -4,32 +4,38 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ..cli.errors import UserError
 from .class_list import ClassList, named_classes
 from .manifest import ClassEntry
 from .tars import IMAGE_EXTENSIONS
 
-Format = Literal["auto", "folder", "archive", "list", "ml-images"]
+Format = Literal["auto", "folder", "archive", "list", "ml-images", "lmdb", "shards"]
 
 MISSING = -1  # size_bytes of a listed file that is not there
 
 _SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _SHOWN = 5
+_NO_FIELDS: Mapping[str, Any] = {}  # one for all: a pool may have millions of records
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One image to pack. `name` is its path as the source spells it, `position` the reader's own way to it."""
+    """One image to pack. `name` is its path as the source spells it, `position` the reader's own way to it.
+
+    `captions` are lines of text, `fields` what else its JSON member says of it.
+    """
 
     name: str
     labels: tuple[int, ...]
     confidences: tuple[float, ...] | None
     size_bytes: int
     position: int = 0
+    captions: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=lambda: _NO_FIELDS)
 
 
 class Reader(Protocol):
@@ -57,10 +63,12 @@ class Source:
         return sum(max(record.size_bytes, 0) for record in self.records)
 
     def fingerprint(self) -> str:
-        """Returns the hex SHA-256 of names, sizes, labels and classes: the same source, the same hash."""
+        """Returns the hex SHA-256 of names, sizes, labels, captions, fields and classes: the same source, the same hash."""
         digest = hashlib.sha256()
         for record in self.records:
-            row = [record.name, record.size_bytes, record.labels, record.confidences]
+            row: list[Any] = [record.name, record.size_bytes, record.labels, record.confidences]
+            if record.captions or record.fields:
+                row += [record.captions, record.fields]
             digest.update(json.dumps(row, separators=(",", ":")).encode())
         digest.update(json.dumps([[entry.name, entry.parent] for entry in self.classes]).encode())
         return digest.hexdigest()
@@ -123,7 +131,15 @@ def tree_source(files: Iterable[File], folders: Iterable[str], classes: ClassLis
         tars = sum(file.path.endswith(".tar") for file in visible)
         hint = f"; its {tars} tars may be shards: bamboo shards index {where}" if tars else ""
         raise UserError(f"{where}: no images; a folder of class folders with {', '.join(_SUFFIXES[:4])}, … files is expected{hint}")
-    names = _class_names((_parent(file.path) for file in images), (folder for folder in folders if not is_hidden(folder)))
+    source = labelled_source(images, (folder for folder in folders if not is_hidden(folder)), classes, reader, where)
+    left_out = len(visible) - len(images)
+    notes = (f"{left_out:,} files are not called like images and are left out",) if left_out else ()
+    return dataclasses.replace(source, notes=(*notes, *source.notes))
+
+
+def labelled_source(images: Sequence[File], folders: Iterable[str], classes: ClassList | None, reader: Reader, where: str) -> Source:
+    """Returns the source of these images in their order, labelled by their folders as `tree_source` says."""
+    names = _class_names((_parent(file.path) for file in images), folders)
     if classes is None:
         ids = {name: i for i, name in enumerate(names)}
         listed = named_classes([printable(name) for name in names], [_nearest_above(name, ids) for name in names], where)
@@ -131,7 +147,16 @@ def tree_source(files: Iterable[File], folders: Iterable[str], classes: ClassLis
         ids, listed = {name: classes.find(name, where) for name in names}, classes
     labels = {name: (i,) for name, i in ids.items()}
     records = [Record(file.path, labels.get(_parent(file.path), ()), None, file.size_bytes, file.position) for file in images]
-    return Source(records, listed.entries, reader, tuple(_tree_notes(records, len(visible), names)))
+    return Source(records, listed.entries, reader, tuple(_tree_notes(records, names)))
+
+
+def class_ids(entries: Sequence[ClassEntry], classes: ClassList | None, where: str) -> list[int]:
+    """Returns the new id of each class of a source that has classes of its own: that of its name in `classes`, where they are given.
+
+    Raises:
+        UserError: for a class that `classes` does not have.
+    """
+    return [i if classes is None else classes.find(entry.name, where) for i, entry in enumerate(entries)]
 
 
 def is_image_name(path: str) -> bool:
@@ -174,11 +199,9 @@ def _nearest_above(name: str, ids: dict[str, int]) -> int | None:
     return ids.get(above)
 
 
-def _tree_notes(records: Sequence[Record], num_visible: int, names: Sequence[str]) -> Iterator[str]:
+def _tree_notes(records: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
     unlabelled = sum(not record.labels for record in records)
     tops = {name.split("/")[0] for name in names}
-    if num_visible > len(records):
-        yield f"{num_visible - len(records):,} files are not called like images and are left out"
     if unlabelled:
         yield f"{unlabelled:,} images lie in no class folder and have no label"
     if len(tops) == 1 and len(names) > 1 and not unlabelled:

@@ -15,7 +15,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jpe", "jfif", "bmp", "gif", "
 
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's own rule (tariterators.base_plus_ext)
 _META_MEMBER = re.compile(r"^__[^/]*__($|/)")  # webdataset skips these
-_BLOCK_BYTES = 512
+BLOCK_BYTES = 512
 _CHUNK_BYTES = 1 << 20
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
@@ -51,19 +51,25 @@ def scan(path: Path) -> Iterator[TarSample]:
     refuse_compressed(path)
     key, members = "", dict[str, Extent]()
     for name, extent in _members(path):
-        match = _KEY_AND_EXTENSION.match(name)
-        if match is None or _META_MEMBER.match(name):
+        parts = key_and_extension(name)
+        if parts is None:
             continue
-        extension = match[2].lower()
-        if match[1] != key:
+        member_key, extension = parts
+        if member_key != key:
             if members:
                 yield TarSample(key, members)
-            key, members = match[1], {}
+            key, members = member_key, {}
         if extension in members:
             raise DataError(f"{path}: two members {name!r} in one sample")
         members[extension] = extent
     if members:
         yield TarSample(key, members)
+
+
+def key_and_extension(name: str) -> tuple[str, str] | None:
+    """Returns a member's sample key and lower-case extension, None for a member that belongs to no sample."""
+    match = _KEY_AND_EXTENSION.match(name)
+    return None if match is None or _META_MEMBER.match(name) else (match[1], match[2].lower())
 
 
 def refuse_compressed(path: Path) -> None:
@@ -120,7 +126,7 @@ def _members(path: Path) -> Iterator[tuple[str, Extent]]:
             if member.issparse():
                 raise DataError(f"{path}: {member.name!r} is a sparse member; write it again as a plain file")
             length = member.size if member.isreg() else 0
-            end = member.offset_data + -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
+            end = member.offset_data + -(-length // BLOCK_BYTES) * BLOCK_BYTES
             if end > size:
                 raise DataError(f"{path}: truncated inside {member.name!r}: {size} bytes, needs {end}")
             if member.isreg():

@@ -209,9 +209,9 @@ _ENTRIES = (
     ),
     DownstreamSet(
         name="folder",
-        title="class folders of your own",
+        title="class folders or LMDBs of your own",
         source="your own",
-        recipe="DIR must hold train/CLASS/… and test/CLASS/… (or val/CLASS/…)",
+        recipe="DIR must hold train/CLASS/… and test/CLASS/… (or val/CLASS/…), or train.lmdb and test.lmdb",
     ),
     DownstreamSet(
         name="shards",

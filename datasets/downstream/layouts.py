@@ -1,7 +1,8 @@
 """The layouts in which users have the sets on disk, for each set in the order in which they are looked for.
 
-Every set is also read from the benchmark's lists, from shard folders and from class folders, directly below the data root or in a
-folder of the set's name there. `folder:NAME` and `shards:NAME` are read from the folder NAME alone, so that a mistyped name finds nothing.
+Every set is also read from the benchmark's lists, from shard folders, from LMDBs and from class folders, directly below the data root
+or in a folder of the set's name there. `folder:NAME` (class folders or LMDBs) and `shards:NAME` are read from the folder NAME alone, so
+that a mistyped name finds nothing.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from .cifar import read_binary, read_pickles
 from .drawn import read_caltech, read_sun_seeded
 from .facts import DownstreamSet, SplitName
 from .listing import Listing
+from .lmdb_images import LMDB_MARKS, read_lmdb
 from .matlab import read_cars, read_cars_in_one_folder, read_flowers
 from .meta_lists import MARKS as LIST_MARKS
 from .meta_lists import read_meta_list
@@ -62,6 +64,7 @@ def _is_there(folder: Path, mark: str) -> bool:
 
 _CLASS_FOLDERS = "class folders (train/CLASS/*.jpg and test/CLASS/*.jpg)"
 _SHARD_FOLDERS = "shard folders (train/ and test/)"
+_LMDBS = "LMDBs (train.lmdb and test.lmdb)"
 
 
 def _shared(described: DownstreamSet) -> tuple[Layout, ...]:
@@ -69,6 +72,7 @@ def _shared(described: DownstreamSet) -> tuple[Layout, ...]:
     return (
         Layout(name="lists (train_meta.list and test_meta.list)", folders=folders, marks=LIST_MARKS, read=read_meta_list, by_list=True),
         Layout(name=_SHARD_FOLDERS, folders=folders, marks=SHARD_MARKS, read=read_shards),
+        Layout(name=_LMDBS, folders=folders, marks=LMDB_MARKS, read=read_lmdb),
         Layout(name=_CLASS_FOLDERS, folders=folders, marks=CLASS_FOLDER_MARKS, read=read_class_folders),
     )
 
@@ -173,6 +177,9 @@ _OWN: dict[str, tuple[Layout, ...]] = {
             by_list=True,
         ),
     ),
-    "folder": (Layout(name=_CLASS_FOLDERS, marks=CLASS_FOLDER_MARKS, read=read_class_folders),),
+    "folder": (
+        Layout(name=_LMDBS, marks=LMDB_MARKS, read=read_lmdb),
+        Layout(name=_CLASS_FOLDERS, marks=CLASS_FOLDER_MARKS, read=read_class_folders),
+    ),
     "shards": (Layout(name=_SHARD_FOLDERS, marks=("train/", "test/", "val/"), read=read_shards),),
 }
