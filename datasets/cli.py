@@ -1,4 +1,4 @@
-"""`bamboo shards pack|index|verify|show`: make, check and look at shard folders.
+"""`bamboo shards pack|index|verify|show|bench`: make, check and look at shard folders.
 
 bamboo shards pack photos/ --out shards/
 """
@@ -6,13 +6,13 @@ bamboo shards pack photos/ --out shards/
 from collections.abc import Sequence
 
 from ..cli.commands import Command, run_command, settings_of
-from .shard_settings import IndexSettings, PackSettings, ShowSettings, VerifySettings
+from .shard_settings import BenchSettings, IndexSettings, PackSettings, ShowSettings, VerifySettings
 
 COMMANDS = {
     "pack": Command(
         settings=PackSettings,
         run="bamboo.datasets.pack.run",
-        line="pack a folder, archive or list of images into shards",
+        line="pack a folder, archive, list or LMDB of images into shards or an LMDB",
         positional=("src",),
     ),
     "index": Command(
@@ -31,6 +31,12 @@ COMMANDS = {
         settings=ShowSettings,
         run="bamboo.datasets.show.run",
         line="counts, class histogram, sizes, a contact sheet",
+        positional=("folder",),
+    ),
+    "bench": Command(
+        settings=BenchSettings,
+        run="bamboo.datasets.stream.bench.run",
+        line="how fast a shard folder streams, stage by stage",
         positional=("folder",),
     ),
 }

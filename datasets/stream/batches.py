@@ -5,63 +5,103 @@ number of workers, and going on after batch n means asking for batch n + 1.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...cli.errors import DataError
+from ...cli.errors import UserError
 from ..augment.crops import View
-from ..counters import uniforms
-from ..images import UnreadableImageError
-from ..plan.order import Order
+from ..counters import key, mix, uniforms
+from ..plan.order import Visits
 from ..plan.slices import rank_slice
 from ..stores import ImageStore
+from .access import Expectation, place_of
+from .assemble import Columns, Rows, assemble
+from .policies import FAIL, BadSamples, Replaced
+from .stages import Stage, StageClock
+
+_COPY, _STAND_IN = 0x434F5059, 0x5354414E  # what a visit's key is mixed with, so that no two uses of it share their draws
 
 
 class Batch(NamedTuple):
-    """B samples of one rank. Rows that only pad a last batch have `valid` false, label -1 and id -1."""
+    """B samples of one rank. Rows without a sample (they pad a last batch) have `valid` false, label -1 and id -1."""
 
     images: torch.Tensor  # uint8[B, S, S, 3]
     labels: torch.Tensor  # int64[B]
     ids: torch.Tensor  # int64[B]
     valid: torch.Tensor  # bool[B]
-    places: torch.Tensor  # int64[B] place of each row in the endless order, or in the evaluation set
-
-
-class Columns(NamedTuple):
-    """What a batch holds beside its images, a row per sample."""
-
-    labels: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.int64]
-    valid: npt.NDArray[np.bool_]
-    places: npt.NDArray[np.int64]
+    places: torch.Tensor  # int64[B] place of each row in the endless sequence of rows, or in the evaluation set
+    replaced: tuple[Replaced, ...] = ()  # slots of this batch whose sample could not be read
 
 
 class BatchSource(Protocol):
-    """Batches by number, all of one shape, made into memory that the caller provides."""
+    """Batches by number, all of one shape, made into memory that the caller provides. Picklable, and safe between threads."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """[B, S, S, 3] of the images of every batch."""
 
-    def make(self, number: int, images: torch.Tensor) -> Columns | str:
-        """Fills `images`, uint8[B, S, S, 3], with batch `number`; returns its columns, or the message that says why there is none."""
+    def make(self, number: int, images: torch.Tensor, clock: StageClock) -> Columns:
+        """Fills `images`, uint8[B, S, S, 3], with batch `number`, telling `clock` what it does, and returns its columns.
+
+        Raises:
+            DataError: naming shard and sample, when one cannot be read.
+        """
+
+    def place_of(self, sample: int) -> str:
+        """Returns where a sample lies, for messages, without touching the disk."""
+
+
+class Plan(Protocol):
+    """The endless order of visits."""
+
+    def take(self, start: int, stop: int) -> Visits:
+        """Returns the visits at positions start ≤ p < stop."""
+
+    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
+        """Returns the shards in use at a position, then the next `num_ahead` that come into use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """Rank `rank`'s part of every global batch of the endless order; randomness is keyed by (seed, epoch, sample id)."""
+    """Rank `rank`'s part of every global batch of the endless sequence of rows; all randomness is drawn from the visits' keys.
+
+    With B = `global_batch_size` and R = `repeats`, batch n covers the rows offset + n·B + q, 0 ≤ q < B, of which the rank takes a
+    contiguous part. Row q shows the plan's position (offset + n·B) / R + q mod B/R: the same B/R samples R times over, copy q div B/R
+    with draws of its own (repeated augmentation, arXiv 1901.09335). Copies lie B/R rows apart, so on different ranks where there are
+    at least R ranks, and neighbours, which mixup blends, are different positions of the plan.
+
+    A run that changes its batch size after c rows goes on with offset = c - n·B for the next batch n; it may be negative.
+
+    Raises:
+        UserError: for `repeats` that do not fit the batch size.
+    """
 
     store: ImageStore
-    order: Order
+    order: Plan
     view: View
     seed: int
     global_batch_size: int
     rank: int
     world_size: int
     unit: int = 1
+    offset: int = 0
+    repeats: int = 1
+    bad_samples: BadSamples = FAIL
+    num_ahead: int = 2
+    """Shards beyond those in use that the store is told to expect."""
+    _expectation: Expectation = dataclasses.field(default_factory=Expectation, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.global_batch_size % self.repeats:
+            raise UserError(f"repeats={self.repeats}: must divide the global batch size of {self.global_batch_size}")
+        if self.unit > 1 and self.global_batch_size == self.repeats > 1:
+            raise UserError(f"repeats={self.repeats}: mixing needs two different samples in a batch; use at most {self.repeats // 2}")
+        if self.offset % self.repeats:
+            raise UserError(f"offset={self.offset}: must be a multiple of repeats={self.repeats}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -72,20 +112,50 @@ class TrainBatches:
     def _slice(self) -> range:
         return rank_slice(self.global_batch_size, self.rank, self.world_size, self.unit)
 
-    def make(self, number: int, images: torch.Tensor) -> Columns | str:
+    def make(self, number: int, images: torch.Tensor, clock: StageClock) -> Columns:
         """Fills `images` with this rank's part of global batch `number`."""
-        places = self._slice
-        start = number * self.global_batch_size
-        visits = self.order.take(start + places.start, start + places.stop)
-        draws = uniforms(visits.keys, visits.ids, self.view.num_draws)
-        return assemble(self.store, self.view, visits.ids, np.arange(start + places.start, start + places.stop), draws, images)
+        clock.enter(Stage.PLAN)
+        first = self.offset + number * self.global_batch_size
+        assert first >= 0
+        self._expectation.tell(self.store, self.order, first // self.repeats, self.num_ahead)
+        rows = np.arange(self._slice.start, self._slice.stop)
+        copies, inside = np.divmod(rows, self.global_batch_size // self.repeats)
+        positions = first // self.repeats + inside
+        ids, draws = self._views(positions, copies)
+
+        def stand_in(row: int, step: int) -> tuple[int, Sequence[float]]:
+            sample, drawn = self._views(positions[row : row + 1] + step, copies[row : row + 1], step)
+            return int(sample[0]), drawn[0].tolist()
+
+        return assemble(self.store, self.view, Rows(ids, draws, first + rows), images, clock, self.bad_samples, stand_in)
+
+    def _views(
+        self, positions: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], step: int = 0
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Returns the sample ids at the plan's `positions` and the draws of those copies; `step` > 0: as stand-ins of so far back."""
+        if len(positions) == 0:
+            return np.zeros(0, np.int64), np.zeros((0, self.view.num_draws))
+        start = int(positions.min())
+        visits = self.order.take(start, int(positions.max()) + 1)
+        keys = visits.keys[positions - start]
+        for purpose, number in ((_COPY, copies), (_STAND_IN, np.full(len(copies), step))):
+            if number.any():
+                salted = mix(keys ^ mix(number.astype(np.uint64) ^ key(purpose)))
+                keys = np.where(number > 0, salted, keys)
+        ids = visits.ids[positions - start]
+        return ids, uniforms(keys, ids, self.view.num_draws)
+
+    def place_of(self, sample: int) -> str:
+        """Returns where a sample lies, for messages."""
+        return place_of(self.store, sample)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
     """Every sample once, in order: batch n of rank r holds places (n · W + r) · B …, padded with invalid rows past the end.
 
-    Every batch has the same shape on every rank and world size, so a row's arithmetic does not depend on them.
+    Every batch has the same shape on every rank and world size, so a row's arithmetic does not depend on them. Where `bad_samples`
+    replaces, an unreadable sample leaves an invalid row, since nothing can stand in for it: only for metrics that leave those out.
     """
 
     store: ImageStore
@@ -93,6 +163,7 @@ class EvalBatches:
     batch_size: int
     rank: int = 0
     world_size: int = 1
+    bad_samples: BadSamples = FAIL
 
     def __len__(self) -> int:
         return -(-len(self.store) // (self.batch_size * self.world_size))
@@ -102,34 +173,19 @@ class EvalBatches:
         """[B, S, S, 3] of every batch's images."""
         return self.batch_size, self.view.size, self.view.size, 3
 
-    def make(self, number: int, images: torch.Tensor) -> Columns | str:
+    def make(self, number: int, images: torch.Tensor, clock: StageClock) -> Columns:
         """Fills `images` with batch `number` of this rank."""
+        clock.enter(Stage.PLAN)
         start = (number * self.world_size + self.rank) * self.batch_size
         places = np.arange(start, start + self.batch_size)
         ids = np.where(places < len(self.store), places, -1)
-        return assemble(self.store, self.view, ids, places, np.zeros((self.batch_size, 0)), images)
+        rows = Rows(ids, np.zeros((self.batch_size, 0)), places)
+        return assemble(self.store, self.view, rows, images, clock, self.bad_samples, _nobody)
+
+    def place_of(self, sample: int) -> str:
+        """Returns where a sample lies, for messages."""
+        return place_of(self.store, sample)
 
 
-def assemble(
-    store: ImageStore,
-    view: View,
-    ids: npt.NDArray[np.int64],
-    places: npt.NDArray[np.int64],
-    draws: npt.NDArray[np.float64],
-    images: torch.Tensor,
-) -> Columns | str:
-    """Fills `images` with the views of samples `ids` (-1: padding, black); returns the columns, or the message of the first sample that
-    cannot be read.
-    """
-    for row, (sample, drawn) in enumerate(zip(ids.tolist(), draws.tolist(), strict=True)):
-        if sample < 0:
-            images[row] = 0
-            continue
-        try:
-            images[row] = view(store.load(sample), drawn).permute(1, 2, 0)
-        except UnreadableImageError as error:
-            return f"{store.name(sample)}: {error}"
-        except DataError as error:
-            return str(error)
-    valid = ids >= 0
-    return Columns(np.where(valid, store.labels[ids], -1), ids, valid, places)
+def _nobody(row: int, step: int) -> None:
+    return None

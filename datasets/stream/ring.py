@@ -1,0 +1,107 @@
+"""A ring of batches in memory that the main process shares with its loader workers.
+
+The memory is an anonymous file (memfd_create(2)): no name in /dev/shm, so nothing is left there by whatever ends, and no share of its
+size, which containers keep at 64 MB. Its pages are taken when it is laid out, so that a lack of memory is an error there and no bus
+error later.
+"""
+
+import contextlib
+import math
+import mmap
+import os
+from collections.abc import Callable
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...cli.errors import UserError
+from ..amounts import bytes_text
+from .stages import ROW_BYTES, Readings
+
+
+class SharedMemory:
+    """`num_bytes` zeroed bytes that forked and spawned children see too."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """Takes the memory; raises OSError where there is not enough."""
+        descriptor = os.memfd_create("bamboo-stream", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, 0, num_bytes)
+            self._map(descriptor, num_bytes)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _map(self, descriptor: int, num_bytes: int) -> None:
+        self._descriptor = descriptor
+        self.bytes = memoryview(mmap.mmap(descriptor, num_bytes))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _attach, (reduction.DupFd(self._descriptor), len(self.bytes))
+
+
+def _attach(descriptor: Any, num_bytes: int) -> SharedMemory:
+    """Returns the memory in a spawned process."""
+    memory = SharedMemory.__new__(SharedMemory)
+    memory._map(descriptor.detach(), num_bytes)
+    return memory
+
+
+class Ring:
+    """`num_slots` batches of images, uint8[n, B, S, S, 3], taken in turn, and the stage clocks of `num_workers` workers."""
+
+    def __init__(self, shape: tuple[int, int, int, int], num_slots: int, num_workers: int) -> None:
+        """Lays the ring out.
+
+        Raises:
+            UserError: naming the bytes, when the machine does not have them.
+        """
+        self.shape = (num_slots, *shape)
+        self._clocks_bytes = -(-num_workers * ROW_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+        num_bytes = self._clocks_bytes + math.prod(self.shape)
+        try:
+            if num_bytes > (available := _available_bytes()):
+                raise MemoryError(f"{bytes_text(available)} are left")  # the kernel would not refuse: it would kill
+            self._memory = SharedMemory(max(num_bytes, 1))
+        except (OSError, MemoryError) as error:
+            raise UserError(
+                f"no memory for {num_slots} batches of {shape[0]} images of {shape[1]}×{shape[2]}, {bytes_text(num_bytes)} "
+                f"({num_bytes:,} bytes): {error}; use fewer data.workers, a smaller data.prefetch or a smaller batch"
+            ) from None
+        self._look(num_workers)
+
+    def _look(self, num_workers: int) -> None:
+        self.readings = Readings(num_workers, self._memory.bytes)
+        with torch.inference_mode(False):  # laid out for an evaluation it would be closed to worker threads, which are not in that mode
+            self.slots = torch.empty(self.shape, dtype=torch.uint8)
+            if self.slots.numel():
+                self.slots = torch.frombuffer(self._memory.bytes, dtype=torch.uint8, offset=self._clocks_bytes).view(self.shape)
+
+    def slot(self, turn: int) -> torch.Tensor:
+        """Returns where the batch of that turn lies, uint8[B, S, S, 3]."""
+        return self.slots[turn % len(self.slots)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        plain = {name: value for name, value in vars(self).items() if name not in ("slots", "readings")}
+        return {**plain, "num_workers": self.readings.num_workers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        num_workers = state.pop("num_workers")
+        vars(self).update(state)
+        self._look(num_workers)
+
+
+def _available_bytes() -> int:
+    """Returns the memory that the machine has left, at most what this job's control group may hold at all."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # another version of control groups, or no limit (`max`)
+            left = min(left, int(Path(limit).read_text()))
+    return left

@@ -1,0 +1,71 @@
+"""`bamboo shards bench` on the test pool: figures that add up, and a verdict that follows from them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bamboo.cli.main import main
+from bamboo.datasets.stream.bench import Measured, table
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Runs the command in this process."""
+    capsys.readouterr()
+    code = main(["shards", "bench", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(0, "processes"), (2, "processes"), (2, "threads")])
+def test_figures_add_up(pool: Path, capsys: pytest.CaptureFixture[str], workers: int, kind: str) -> None:
+    """Shares of the stages sum to one, time per image follows from the rates, and decoding takes longer than collating."""
+    arguments = ("--workers", workers, "--kind", kind, "--images", 200, "--batch-size", 16, "--image-size", 32, "--json", "true")
+    code, output, _ = bench(capsys, pool / "train", *arguments)
+    assert code == 0
+    summary = json.loads(output)
+    stages = summary["stages"]
+    assert sum(stage["share"] for stage in stages.values()) == pytest.approx(1)
+    assert set(stages) == {"plan", "read", "decode", "crop", "collate", "wait"}
+    for name, stage in stages.items():
+        if name != "wait":
+            assert stage["images_per_s"] * stage["us"] == pytest.approx(max(workers, 1) * 1e6)
+    assert summary["images"] >= 200
+    assert stages["decode"]["us"] > stages["collate"]["us"]
+    assert summary["settings"]["kind"] == kind
+
+
+def test_the_table_names_the_slowest_stage(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The text of a real run: a line for each stage, and the advice for the one with the largest share."""
+    code, output, errors = bench(capsys, pool / "train", "--workers", 1, "--seconds", 0.2, "--batch-size", 16)
+    assert code == 0
+    lines = output.splitlines()
+    shares = {line.split()[0]: float(line.split()[-1].rstrip("%")) for line in lines[2:8]}
+    assert f"slowest: {max(shares, key=lambda name: shares[name])};" in lines[-1]
+    assert "bench of" in errors
+
+
+def measured(**spent_s: float) -> dict[str, Any]:
+    """Returns the summary of two workers' 1,000 images in a second."""
+    return Measured(1000, 1.0, 2, spent_s, 0.5, 0.0001).summary()
+
+
+def test_the_verdict_follows_the_shares() -> None:
+    """Hand-made readings: rates, shares, transfer beside the wall clock, and the advice for whoever is slowest."""
+    summary = measured(read=0.2, decode=1.5, wait=0.3)
+    assert summary["stages"]["read"] == {"images_per_s": 10_000, "us": pytest.approx(200), "share": pytest.approx(0.1)}
+    assert summary["stages"]["wait"]["images_per_s"] is None
+    assert summary["stages"]["transfer"] == {"images_per_s": pytest.approx(10_000), "us": 100, "share": pytest.approx(0.1)}
+    assert summary["slowest"] == "decode"
+    assert "--resize" in summary["remedy"]
+    assert "cache" in measured(read=1.5, decode=0.2)["remedy"]
+    assert "fewer of them" in measured(wait=1.5, decode=0.2)["remedy"]
+    assert any("slowest: decode" in line for line in table("shards", summary))
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is none, a device that is not there: exit code 2 and a word on it."""
+    code, _, errors = bench(capsys, tmp_path / "nothing")
+    assert code == 2
+    assert "nothing" in errors
