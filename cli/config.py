@@ -213,7 +213,8 @@ def _nested(annotation: Any) -> type[Any] | None:
 
 def _list_type(annotation: Any) -> Any:
     """Returns the list or tuple type that `annotation` is, or is beside None, else None."""
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    candidates = get_args(plain) if get_origin(plain) in (Union, types.UnionType) else (plain,)
     lists = [candidate for candidate in candidates if get_origin(candidate) in (list, tuple)]
     return lists[0] if len(lists) == 1 and set(candidates) <= {lists[0], type(None)} else None
 

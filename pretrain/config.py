@@ -3,15 +3,28 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..cli.config import settings
 from ..datasets.augment.crops import Interpolation
+from ..datasets.augment.erasing import EraseMode
+from ..datasets.augment.rand_augment import parse_policy
+from ..datasets.augment.views import RAND_AUGMENT, Augment
+from ..datasets.plan.sources import parse_source
+from ..datasets.stream.loader import WorkerKind
 from .duration import Duration
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Locations = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+Files = Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)]
 
 
 @settings
@@ -34,9 +47,9 @@ class ModelSettings:
 class DataSettings:
     """What is streamed in, and how it is cropped."""
 
-    train: Path
-    """Shard folder of the training split."""
-    val: Path | None = None
+    train: Locations
+    """Shard folders of the training split, local or remote (s3://, https://, gs://); several with amounts: a@70% b@30%, a b@2x, a@50000."""
+    val: str | None = None
     """Shard folder of the validation split, with the same classes; none: no evaluation."""
     image_size: Annotated[int, Field(ge=8, le=2048)] = 224
     """Side of the training and evaluation crops, in pixels."""
@@ -46,6 +59,24 @@ class DataSettings:
     """Least and greatest aspect ratio of the random-resized crop."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
+    augment: Augment = "none"
+    """rand: RandAugment; three: DeiT III's 3-Augment, one of greyscale, solarising and blur."""
+    rand_augment: str = RAND_AUGMENT
+    """augment=rand: timm's spelling of magnitude m, number of ops n, their probability p, noise mstd, cut mmax, increasing set inc."""
+    color_jitter: Fraction | None = None
+    """Strength of the jitter of brightness, contrast and saturation; none: 0.3 with augment=three, else 0."""
+    hue_jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Greatest turn of the hue, as a share of the circle."""
+    erase: Fraction = 0.0
+    """Probability of random erasing."""
+    erase_mode: EraseMode = "pixel"
+    """What is put there: mean, the colour of data.mean; pixel, noise that is N(0, 1) once normalised."""
+    erase_area: tuple[Fraction, Fraction] = (0.02, 1 / 3)
+    """Least and greatest area erased, as a share of the crop."""
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    """Least and greatest height over width of an erased box."""
+    erase_count: Annotated[int, Field(ge=1, le=16)] = 1
+    """Greatest number of boxes; with more than one, their number is drawn, and the area divided among them."""
     eval_crop: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Evaluation: crop side over resized short side."""
     interpolation: Interpolation = "bicubic"
@@ -56,10 +87,26 @@ class DataSettings:
     """Channel standard deviations of pixels in [0, 1]."""
     window: Count = 64
     """Shards interleaved at a time by the plan."""
+    repeats: Count = 1
+    """Repeated augmentation: views of each sample in a batch; it divides the global batch."""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
-    """Loader processes per rank; 0 loads in the training process."""
+    """Loader workers per rank; 0 loads in the training process."""
+    worker_kind: WorkerKind = "processes"
+    """processes, or threads of the training process (decoding and cropping release the interpreter)."""
     prefetch: Count = 2
     """Batches that each worker prepares ahead."""
+    bad_samples: Literal["fail", "replace"] = "fail"
+    """An unreadable training sample ends the run, or the next of the plan stands in and the slot is listed in the run folder."""
+    max_bad_samples: Count = 16
+    """bad_samples=replace: so many in a row in the plan end the run."""
+    stall_s: NonNegative = 300.0
+    """After so many seconds without a batch or a step, each rank says what its workers are doing; 0: never."""
+    cache: Path | None = None
+    """Folder that keeps remote shards; none: the shards folder below BAMBOO_CACHE or ~/.cache/bamboo."""
+    cache_bytes: Annotated[float, Field(gt=0)] = 50e9
+    """Greatest size of that folder; needed: 2 · window + shards_ahead shards, see docs/streaming.md."""
+    shards_ahead: Count = 4
+    """Remote shards fetched before they come into use."""
 
     def problems(self) -> list[str]:
         """Returns what does not fit together."""
@@ -70,6 +117,58 @@ class DataSettings:
             found.append(f"ratio={self.ratio}: needs 0 < least <= greatest")
         if min(self.std) <= 0:
             found.append(f"std={self.std}: every value must be above 0")
+        return found + self._augment_problems()
+
+    def _augment_problems(self) -> list[str]:
+        found = []
+        try:
+            parse_policy(self.rand_augment)
+        except ValueError as error:
+            found.append(f"rand_augment={self.rand_augment}: {error}")
+        if self.rand_augment != RAND_AUGMENT and self.augment != "rand":
+            found.append(f"rand_augment={self.rand_augment}: augment={self.augment} does not use it; give augment=rand, or leave it out")
+        if not 0 < self.erase_area[0] <= self.erase_area[1]:
+            found.append(f"erase_area={self.erase_area}: needs 0 < least <= greatest")
+        if not 0 < self.erase_aspect[0] <= self.erase_aspect[1]:
+            found.append(f"erase_aspect={self.erase_aspect}: needs 0 < least <= greatest")
+        if self.erase_mode != "pixel" and not self.erase:
+            found.append(f"erase_mode={self.erase_mode}: nothing is erased with erase=0; raise erase, or leave erase_mode out")
+        return found
+
+
+@settings
+class SamplingSettings:
+    """How often an epoch takes each training sample; without these, once."""
+
+    weights: Files = ()
+    """An .npy file of one number per sample, in index order; of several folders one each."""
+    weights_are: Literal["weights", "probabilities"] = "weights"
+    """Relative weights, scaled to the epoch's length, or the expected visits an epoch as they stand."""
+    balance: NonNegative = 0.0
+    """Exponent γ: weights are divided by (images of the class) ** γ; 1: classes equal, 0.5: the square-root rule."""
+    max_repeats: Annotated[float, Field(ge=1, le=255)] = 8.0
+    """Most visits of one sample an epoch."""
+    epoch: Count | None = None
+    """Samples an epoch; none: as many as there are, or the sum of the probabilities."""
+    coupled: bool = False
+    """Epochs come in pairs: the second takes what the first, drawn by the weights, left over."""
+    replan: bool = False
+    """Let changed folders, weights or windows begin a new plan version where the run stands, instead of refusing them."""
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every sample is taken once an epoch."""
+        return not self.weights and not self.balance
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        found = []
+        if self.weights_are == "probabilities" and not self.weights:
+            found.append("weights_are=probabilities: give the file, weights=FILE.npy")
+        if self.weights_are == "probabilities" and (self.balance or self.epoch):
+            found.append("weights_are=probabilities: they set the epoch's length and balance; leave balance and epoch out, or give weights")
+        if self.coupled and self.is_even:
+            found.append("coupled=true: nothing is left over when every sample is taken once; give weights or balance")
         return found
 
 
@@ -83,6 +182,19 @@ class ObjectiveSettings:
     """α of the Beta law that blends pairs of images; 0: off."""
     cutmix: NonNegative = 0.0
     """α of the Beta law that pastes boxes between pairs of images; 0: off. With both, each step takes one at random."""
+    mix_prob: Fraction = 1.0
+    """Probability that a step mixes at all, where mixup or cutmix is on."""
+    switch_prob: Fraction = 0.5
+    """Probability of cutmix rather than mixup in a step that mixes, where both are on."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        found = []
+        if self.mix_prob != 1 and not (self.mixup or self.cutmix):
+            found.append(f"mix_prob={self.mix_prob}: nothing is mixed with mixup=0 and cutmix=0; raise one of them, or leave it out")
+        if self.switch_prob != 0.5 and not (self.mixup and self.cutmix):
+            found.append(f"switch_prob={self.switch_prob}: chooses between mixup and cutmix; raise both above 0, or leave it out")
+        return found
 
 
 @settings
@@ -161,6 +273,7 @@ class PretrainSettings:
 
     model: ModelSettings
     data: DataSettings
+    sampling: SamplingSettings = SamplingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     run: RunSettings
@@ -177,6 +290,14 @@ class PretrainSettings:
         found = []
         if self.mixes and self.run.global_batch_size % 2:
             found.append(f"run.global_batch_size={self.run.global_batch_size}: mixup and cutmix blend pairs, so it must be even")
+        if self.run.global_batch_size % self.data.repeats:
+            found.append(f"data.repeats={self.data.repeats}: must divide run.global_batch_size={self.run.global_batch_size}")
+        if self.sampling.weights and len(self.sampling.weights) != len(self.data.train):
+            found.append(
+                f"sampling.weights: {len(self.sampling.weights)} files for {len(self.data.train)} folders of data.train; give one each"
+            )
+        if self.sampling.coupled and (len(self.data.train) > 1 or not parse_source(self.data.train[0]).is_plain):
+            found.append("sampling.coupled=true: pairs of epochs are of one folder without an amount")
         if self.run.global_batch_size < self.run.accumulate:
             found.append(f"run.accumulate={self.run.accumulate}: at most run.global_batch_size={self.run.global_batch_size}")
         if "%" in self.run.duration:

@@ -45,3 +45,15 @@ class Lengths:
             return math.ceil(value / 100 * self.total_steps)
         samples = value * (self.samples_per_epoch if unit == "epoch" else 1)
         return math.ceil(samples / self.global_batch_size)
+
+    def last_step(self, duration: str, offset: int) -> int:
+        """Returns the step after which a run of that duration ends, when step s ends at sample offset + s · global_batch_size."""
+        if _parse(duration)[1] == "step":
+            return self.steps(duration)
+        value, unit = _parse(duration)
+        samples = value * (self.samples_per_epoch if unit == "epoch" else 1)
+        return math.ceil((samples - offset) / self.global_batch_size)
+
+    def schedule_step(self, duration: str, offset: int, step: int) -> float:
+        """Returns where on the schedule step number `step` is: in a run whose length is in samples or epochs, by samples."""
+        return step if _parse(duration)[1] == "step" else step + offset / self.global_batch_size

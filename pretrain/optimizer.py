@@ -15,7 +15,7 @@ from .duration import Lengths
 class Schedule(Protocol):
     """A learning rate as a function of the step alone, so that resuming needs no state."""
 
-    def step_update(self, num_updates: int) -> None:
+    def step_update(self, num_updates: float) -> None:
         """Sets the learning rates for step `num_updates`, counted from 0."""
 
 

@@ -1,14 +1,15 @@
 """A run: built from its settings on one rank, resumed where it stopped, executed, exported."""
 
 import dataclasses
+import functools
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import timm
 import torch
 import torchvision
@@ -16,14 +17,11 @@ import torchvision
 from ..cli.config import dump, to_yaml
 from ..cli.errors import UserError
 from ..datasets.atomic import sha256_json, write_json, write_text
-from ..datasets.augment.crops import EvalView, TrainView
-from ..datasets.plan.order import PLAN_VERSION, Order
-from ..datasets.stream.batches import Batch, EvalBatches, TrainBatches
-from ..datasets.stream.loader import load_batches
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
 from ..model_zoo.ranks import Ranks
+from .batches import RunBatches
 from .checkpoint import Checkpoint, CheckpointFolder, Position, read_checkpoint
 from .config import PretrainSettings
 from .curves import draw_curves
@@ -34,11 +32,15 @@ from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
 from .optimizer import NoAverage, create_average, create_optimizer, create_schedule
 from .pool import Pool
+from .sampling import open_order
 from .trainer import Cadence, Trainer
 
 _PINNED = ("model", "objective", "optimizer")  # besides the parts of data and run that change the stream or the numbers
-_PINNED_DATA = ("image_size", "scale", "ratio", "flip", "interpolation", "mean", "std", "window")
-_PINNED_RUN = ("duration", "global_batch_size", "accumulate", "seed", "precision", "ema_decay")
+_PINNED_DATA = (
+    *("image_size", "scale", "ratio", "flip", "interpolation", "mean", "std", "repeats", "bad_samples", "max_bad_samples"),
+    *("augment", "rand_augment", "color_jitter", "hue_jitter", "erase", "erase_mode", "erase_area", "erase_aspect", "erase_count"),
+)
+_PINNED_RUN = ("duration", "accumulate", "seed", "precision", "ema_decay")  # the order of samples is pinned by its own record, plan.json
 
 
 class Run:
@@ -75,22 +77,28 @@ class Run:
             clip_norm=config.optimizer.clip_norm,
             compile_model=config.model.compile,
         )
+        self._batches = RunBatches(config, pool, ranks, self._objective.unit)
+        self._plan_version = 0
         self._flops = training_flops(model, torch.zeros(1, 3, config.data.image_size, config.data.image_size, device=ranks.device))
         self._peak, self._peak_source = peak_flops(ranks.device, config.run.precision)
 
     def execute(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; exports the model."""
-        start = self._resume()
-        self._logger = self._open_loggers(start)
+        done = self._resume()
+        offset = done.samples - done.step * self._config.run.global_batch_size  # not 0 once the batch size has changed
+        total = self._pool.lengths.last_step(self._config.run.duration, offset)
+        order, self._plan_version = open_order(self._config, self._pool, self._ranks, done.samples // self._config.data.repeats)
+        self._logger = self._open_loggers(done, total)
         try:
-            if start < self._pool.lengths.total_steps:
-                self._trainer().train(self._batches(start), start)
+            if done.step < total:
+                batches = self._batches.training(order, range(done.step, total), offset)
+                self._trainer(offset, total).train(batches, done.step)
             if self._ranks.is_first:
-                self._export()
+                self._export(max(done.step, total))
         finally:
             self._logger.close()
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, offset: int, total: int) -> Trainer:
         run, lengths = self._config.run, self._pool.lengths
         every = [max(lengths.steps(text), 1) for text in (run.log_every, run.eval_every, run.checkpoint_every)]
         return Trainer(
@@ -102,66 +110,51 @@ class Run:
             ranks=self._ranks,
             logger=self._logger,
             meter=Meter(run.global_batch_size, self._flops, self._peak * self._ranks.world_size),
-            cadence=Cadence(lengths.total_steps, *every),
+            cadence=Cadence(total, *every),
             seed=run.seed,
             global_batch_size=run.global_batch_size,
+            offset=offset,
+            schedule_step=functools.partial(lengths.schedule_step, run.duration, offset),
             accumulate=run.accumulate,
             evaluate=self._evaluate,
             save=self._save,
         )
 
-    def _batches(self, start: int) -> Iterator[Batch]:
-        data, run = self._config.data, self._config.run
-        view = TrainView(data.image_size, scale=data.scale, ratio=data.ratio, flip=data.flip, interpolation=data.interpolation)
-        order = Order(self._pool.train.shard_counts, seed=run.seed, window=data.window)
-        ranks, unit = self._ranks, self._objective.unit
-        source = TrainBatches(self._pool.train, order, view, run.seed, run.global_batch_size, ranks.rank, ranks.world_size, unit)
-        return self._load(source, range(start, self._pool.lengths.total_steps))
-
-    def _load(self, source: Any, numbers: range) -> Iterator[Batch]:
-        data = self._config.data
-        pin = self._ranks.device.type == "cuda"
-        return load_batches(source, numbers, workers=data.workers, prefetch=data.prefetch, pin=pin)
-
     def _evaluate(self, step: int) -> None:
         if self._pool.val is None:
             return
-        view = EvalView(
-            self._config.data.image_size, crop_fraction=self._config.data.eval_crop, interpolation=self._config.data.interpolation
-        )
-        source = EvalBatches(self._pool.val, view, self._config.run.eval_batch_size, self._ranks.rank, self._ranks.world_size)
-        batches = self._load(source, range(len(source)))
+        batches = self._batches.validation(self._pool.val)
         score = evaluate(self._average.module, self._normalize, batches, self._ranks, self._config.run.precision)
         self._logger.write({"kind": "eval", "step": step, **dataclasses.asdict(score)})
         if self._ranks.is_first:
             draw_curves(self._config.run.folder)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, samples: int) -> None:
         if self._ranks.is_first:
             model, optimizer = self._engine.save()
             average = None if isinstance(self._average, NoAverage) else self._average.module.state_dict()
-            position = Position(step, step * self._config.run.global_batch_size, self._config.run.seed, PLAN_VERSION)
+            position = Position(step, samples, self._config.run.seed, self._plan_version)
             self._checkpoints.save(Checkpoint(position, model, average, optimizer, self._pinned()))
         self._ranks.barrier()
 
-    def _resume(self) -> int:
-        """Loads the newest whole checkpoint, chosen by rank 0 for all; returns the steps done."""
+    def _resume(self) -> Position:
+        """Loads the newest whole checkpoint, chosen by rank 0 for all; returns where the run stands."""
         newest = self._ranks.from_first(str(self._checkpoints.newest() or "") if self._ranks.is_first else "")
         if not newest:
-            return 0
+            return Position(0, 0, self._config.run.seed, 0)
         checkpoint = read_checkpoint(Path(newest))
         self._refuse_changes(checkpoint, Path(newest))
         self._engine.load(checkpoint.model, checkpoint.optimizer)
         if checkpoint.average is not None:
             self._average.module.load_state_dict(checkpoint.average)
-        return checkpoint.position.step
+        return checkpoint.position
 
     def _pinned(self) -> dict[str, Any]:
         tree = dump(self._config)
         pinned = {name: tree[name] for name in _PINNED}
         pinned["data"] = {name: tree["data"][name] for name in _PINNED_DATA}
         pinned["run"] = {name: tree["run"][name] for name in _PINNED_RUN}
-        return {**pinned, "plan_version": PLAN_VERSION, "data_hash": self._pool.train.data_hash}
+        return pinned
 
     def _refuse_changes(self, checkpoint: Checkpoint, path: Path) -> None:
         then, now = _flatten(checkpoint.pinned), _flatten(self._pinned())
@@ -171,20 +164,21 @@ class Run:
             remedy = "give the old values back, or another run.folder"
             raise UserError("\n".join([f"run.folder={path.parent.parent}: holds a run with other settings; {remedy}", *changes]))
 
-    def _open_loggers(self, start: int) -> Loggers:
+    def _open_loggers(self, done: Position, total: int) -> Loggers:
         run = self._config.run
         if not self._ranks.is_first:
             return Loggers([])
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.folder / "config.yaml", to_yaml(self._config))
         write_json(run.folder / "run.json", self._describe())
-        loggers: list[Logger] = [JsonLines(run.folder), Console(self._pool.lengths.total_steps)]
+        loggers: list[Logger] = [JsonLines(run.folder), Console(total)]
         if run.tensorboard:
             loggers.append(TensorBoard(run.folder))
         if run.wandb != "disabled":
             loggers.append(Wandb(run.folder, run.wandb, dump(self._config)))
         opened = Loggers(loggers)
-        opened.write({"kind": "start", "step": start, "world_size": self._ranks.world_size})
+        place = {"step": done.step, "samples": done.samples, "plan_version": self._plan_version}
+        opened.write({"kind": "start", **place, "world_size": self._ranks.world_size, "global_batch_size": run.global_batch_size})
         return opened
 
     def _describe(self) -> dict[str, Any]:
@@ -201,12 +195,12 @@ class Run:
             "command": sys.argv,
         }
 
-    def _export(self) -> None:
+    def _export(self, steps: int) -> None:
         args = {name: value for name, value in self._model_args().items() if name != "drop_path_rate"}
         trained = {
             "data_hash": self._pool.train.data_hash,
             "config_hash": sha256_json(self._pinned()),
-            "steps": self._pool.lengths.total_steps,
+            "steps": steps,
             "weights": "model" if isinstance(self._average, NoAverage) else "ema",
             "versions": _versions(),
         }
@@ -231,6 +225,7 @@ def _versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
         "numpy": np.__version__,
+        "pillow": PIL.__version__,
     }
 
 

@@ -52,9 +52,14 @@ class Trainer:
     cadence: Cadence
     seed: int
     global_batch_size: int
+    offset: int = 0
+    """Samples consumed before step 0, had the global batch always been what it is now; not 0 once it has changed."""
+    schedule_step: Callable[[int], float] = float
+    """Where on the schedule a step is."""
     accumulate: int
     evaluate: Callable[[int], None]
-    save: Callable[[int], None]
+    save: Callable[[int, int], None]
+    """Takes the steps done and the samples consumed."""
 
     def train(self, batches: Iterator[Batch], start: int = 0) -> None:
         """Trains from step `start` to the end on `batches`, the first of which is batch number `start`."""
@@ -65,7 +70,7 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(batches)
             self.meter.count(time.perf_counter() - asked)
-            self.schedule.step_update(step)
+            self.schedule.step_update(self.schedule_step(step))
             loss, gradient_norm = self.step(batch, step)
             tally.count(batch, loss, gradient_norm)
             done = step + 1
@@ -75,7 +80,7 @@ class Trainer:
                 self.evaluate(done)
                 self.meter.restart()
             if self.cadence.due(self.cadence.save, done):
-                self.save(done)
+                self.save(done, self._samples(done))
                 self.meter.restart()
 
     def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -102,6 +107,9 @@ class Trainer:
         inputs, targets = self.objective.mix(self.normalize(images), labels, step)
         return self.objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
 
+    def _samples(self, step: int) -> int:
+        return self.offset + step * self.global_batch_size
+
     def _log(self, tally: "Tally", step: int) -> None:
         """Writes the line of a stretch; the only place where the host waits for the device."""
         loss, gradient_norm, stream = tally.read()
@@ -110,7 +118,7 @@ class Trainer:
             {
                 "kind": "train",
                 "step": step,
-                "samples": step * self.global_batch_size,
+                "samples": self._samples(step),
                 "loss": loss,
                 "lr": max(group["lr"] for group in self.engine.optimizer.param_groups),
                 "grad_norm": gradient_norm,

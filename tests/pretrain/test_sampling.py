@@ -1,0 +1,176 @@
+"""Runs on weighted, mixed and changing plans: what they see, what they record, and what they refuse."""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bamboo.cli.main import main
+from bamboo.datasets.plan.order import Order
+from bamboo.datasets.shards import Shards
+from bamboo.pretrain.log import read_log
+from tests.conftest import pack, write_pool
+from tests.pretrain.launch import options
+
+STEPS = {"run.duration": "12 steps"}
+
+
+def run(pool: Path, folder: Path, **settings: str) -> int:
+    """Trains in this process and returns the exit code; settings are spelled with `__` for the dot."""
+    chosen = {name.replace("__", "."): value for name, value in settings.items()}
+    return main(["pretrain", *options(pool, folder, {**STEPS, **chosen})])
+
+
+def stream(folder: Path) -> list[tuple[int, str]]:
+    """Returns (samples consumed, fingerprint of what was seen) of every step."""
+    return [(row["samples"], row["stream"]) for row in read_log(folder, "train")]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A weight column that leaves out every other sample of the 101."""
+    path = tmp_path / "weights.npy"
+    np.save(path, (np.arange(101) % 2).astype(np.float32))
+    return path
+
+
+def test_a_weighted_run_is_recorded_and_resumes(pool: Path, tmp_path: Path, weights: Path) -> None:
+    """Stopped at step 5 and gone on with another number of workers: the uninterrupted stream, though the weight file is gone by then."""
+    settings = {"sampling__weights": str(weights), "sampling__balance": "0.5", "run__checkpoint_every": "5 steps"}
+    assert run(pool, tmp_path / "whole", **settings) == 0
+    assert run(pool, tmp_path / "parts", **settings) == 0
+    newest = tmp_path / "parts" / "checkpoints"
+    shutil.rmtree(newest / "step-00000012")
+    (tmp_path / "parts" / "log.jsonl").write_text("")
+    assert run(pool, tmp_path / "parts", **settings, data__workers="2", data__worker_kind="threads") == 0
+    assert stream(tmp_path / "parts") == stream(tmp_path / "whole")[-2:]
+    record = json.loads((tmp_path / "whole" / "plan.json").read_text())
+    assert [version["start"] for version in record["versions"]] == [0]
+    rates = record["versions"][0]["plan"]["sources"][0]["rates"]
+    assert (tmp_path / "whole" / "plan" / rates / "rates.npy").exists()
+    assert stream(tmp_path / "whole") != stream_of_uniform(pool, tmp_path)
+
+
+def stream_of_uniform(pool: Path, tmp_path: Path) -> list[tuple[int, str]]:
+    """Returns the stream of the run without weights."""
+    assert run(pool, tmp_path / "uniform") == 0
+    return stream(tmp_path / "uniform")
+
+
+def test_new_weights_begin_a_version_where_the_run_stands(
+    pool: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights on a run that had none: refused with the remedy; with --sampling.replan version 1 begins at sample 144."""
+    assert run(pool, tmp_path / "run") == 0
+    longer = {"run__duration": "12 steps", "sampling__weights": str(weights)}
+    assert run(pool, tmp_path / "run", **longer) == 2
+    message = capsys.readouterr().err
+    assert "begin a new plan version at sample 144 with --sampling.replan" in message
+    assert "sources: was" in message
+    before = stream(tmp_path / "run")
+    assert run(pool, tmp_path / "run", **longer, sampling__replan="true") == 0
+    record = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [version["start"] for version in record["versions"]] == [0, 144]
+    assert stream(tmp_path / "run") == before
+    assert read_log(tmp_path / "run", "start")[-1]["plan_version"] == 1
+
+
+def test_a_changed_version_is_what_the_resumed_run_sees(pool: Path, tmp_path: Path, weights: Path) -> None:
+    """From step 5 on with new weights, killed and resumed at step 10: equal to the run that was not stopped after the change."""
+    for name in ("a", "b"):
+        assert run(pool, tmp_path / name, run__checkpoint_every="5 steps", run__keep_checkpoints="9") == 0
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000012")
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000010")
+    changed = {
+        "sampling__weights": str(weights),
+        "sampling__replan": "true",
+        "run__checkpoint_every": "5 steps",
+        "run__keep_checkpoints": "9",
+    }
+    assert run(pool, tmp_path / "a", **changed) == 0
+    assert run(pool, tmp_path / "b", **changed) == 0
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-00000012")
+    assert run(pool, tmp_path / "b", **changed) == 0
+    assert [version["start"] for version in json.loads((tmp_path / "b" / "plan.json").read_text())["versions"]] == [0, 60]
+    assert stream(tmp_path / "b") == stream(tmp_path / "a")
+
+
+def test_a_new_batch_size_goes_on_in_the_same_order(pool: Path, tmp_path: Path) -> None:
+    """Two epochs in samples, the first five steps of 12, then steps of 7: samples go on from 60 and the end is at 202 or just above."""
+    settings = {"run__duration": "202 samples", "run__checkpoint_every": "5 steps", "run__keep_checkpoints": "9"}
+    assert run(pool, tmp_path / "run", **settings) == 0
+    for step in (10, 15, 17):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
+    assert run(pool, tmp_path / "run", **settings, run__global_batch_size="7") == 0
+    rows = read_log(tmp_path / "run", "train")
+    assert [row["samples"] for row in rows] == [*range(12, 61, 12), *range(67, 208, 7)]
+    assert rows[-1]["samples"] >= 202 > rows[-2]["samples"]
+    assert all(later["lr"] <= earlier["lr"] for earlier, later in itertools.pairwise(rows[5:])), "the cosine goes on by samples"
+
+
+def test_a_mixture_takes_its_shares(pool: Path, tmp_path: Path) -> None:
+    """Two folders, 25 % and 75 % of epochs of 120: the recorded quotas; half of each batch mixes; another share is another plan."""
+    write_pool(tmp_path / "images", 31, seed=5)
+    pack(tmp_path / "images", tmp_path / "more")
+    mixture = f"[{pool / 'train'}@25%, {tmp_path / 'more'}@75%]"
+    assert run(pool, tmp_path / "run", data__train=mixture, sampling__epoch="120", run__duration="1 epochs") == 0
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())["versions"][0]["plan"]
+    assert [source["quota"] for source in plan["sources"]] == [30, 90]
+    assert read_log(tmp_path / "run", "train")[-1]["step"] == 10
+    assert run(pool, tmp_path / "run", data__train=mixture.replace("25", "50").replace("75", "50"), sampling__epoch="120") == 2
+
+
+def test_unreadable_samples_are_replaced_and_listed(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three images overwritten: refused by default; with replace every epoch's slots of them are listed once, also after a resumed run."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(pool / "train", damaged)
+    shards = Shards.open(damaged)
+    victims = [3, 40, 77]
+    for sample in victims:
+        with (damaged / shards.manifest.shards[int(shards.index.shard[sample])].name).open("r+b") as file:
+            file.seek(int(shards.index.offset[sample]))
+            file.write(b"\0" * int(shards.index.size[sample]))
+    settings = {"data__train": str(damaged), "data__workers": "1", "run__duration": "202 samples"}
+    assert run(pool, tmp_path / "fail", **settings) == 1
+    settings |= {"data__bad_samples": "replace", "run__checkpoint_every": "7 steps", "run__keep_checkpoints": "9"}
+    assert run(pool, tmp_path / "run", **settings) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000017")
+    assert run(pool, tmp_path / "run", **settings) == 0
+    lines = (tmp_path / "run" / "bad_samples" / "rank-0.tsv").read_text().splitlines()[1:]
+    ids = Order(shards.shard_counts, seed=0, window=2).take(0, 17 * 12).ids.tolist()
+    expected = [place for place, sample in enumerate(ids) if sample in victims]
+    assert sorted(int(line.split("\t")[0]) for line in lines) == expected
+    assert Counter(int(line.split("\t")[1]) for line in lines) == Counter(ids[place] for place in expected)
+    assert all("shard-00000" in line and "image" in line for line in lines), lines
+    assert run(pool, tmp_path / "strict", **settings, data__max_bad_samples="1") == 1
+    assert "data.max_bad_samples" in capsys.readouterr().err
+
+
+def test_repeated_augmentation_shows_each_sample_again(pool: Path, tmp_path: Path) -> None:
+    """data.repeats=3: four samples three times in a batch of twelve; a batch that it does not divide is refused."""
+    assert run(pool, tmp_path / "run", data__repeats="3") == 0
+    assert read_log(tmp_path / "run", "train")[-1]["samples"] == 144
+    assert run(pool, tmp_path / "other", data__repeats="5") == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampling__coupled": "true"}, "nothing is left over"),
+        ({"sampling__weights_are": "probabilities"}, "give the file"),
+        ({"sampling__weights": "nowhere.npy"}, "sampling.weights=nowhere.npy: not a readable .npy file"),
+        ({"sampling__balance": "0.5", "sampling__epoch": "100000"}, "cannot be drawn"),
+        ({"data__train": "[a@30%, b]"}, "no such folder"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(
+    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, str], message: str
+) -> None:
+    """Each mistake: exit code 2, the setting in the message, no run folder."""
+    assert run(pool, tmp_path / "run", **settings) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
