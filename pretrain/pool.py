@@ -96,7 +96,9 @@ def _weighting(sampling: SamplingSettings, number: int, sources: list[Source]) -
 
 
 def _what(number: int, config: PretrainSettings) -> str:
-    return "sampling.weights" if config.sampling.weights else f"sampling.balance={config.sampling.balance:g}: {config.data.train[number]}"
+    if config.sampling.weights:
+        return "sampling.weights"
+    return f"sampling.balance={config.sampling.balance:g}: {parse_source(config.data.train[number]).shown}"
 
 
 def _class_difference(train: JoinedShards, val: Shards, config: PretrainSettings) -> str:

@@ -17,6 +17,7 @@ import torchvision
 from ..cli.config import dump, to_yaml
 from ..cli.errors import UserError
 from ..datasets.atomic import sha256_json, write_json, write_text
+from ..datasets.plan.sources import parse_source
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
@@ -169,13 +170,14 @@ class Run:
         if not self._ranks.is_first:
             return Loggers([])
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.folder / "config.yaml", to_yaml(self._config))
+        shown = _without_secrets(self._config)
+        write_text(run.folder / "config.yaml", to_yaml(shown))
         write_json(run.folder / "run.json", self._describe())
         loggers: list[Logger] = [JsonLines(run.folder), Console(total)]
         if run.tensorboard:
             loggers.append(TensorBoard(run.folder))
         if run.wandb != "disabled":
-            loggers.append(Wandb(run.folder, run.wandb, dump(self._config)))
+            loggers.append(Wandb(run.folder, run.wandb, dump(shown)))
         opened = Loggers(loggers)
         place = {"step": done.step, "samples": done.samples, "plan_version": self._plan_version}
         opened.write({"kind": "start", **place, "world_size": self._ranks.world_size, "global_batch_size": run.global_batch_size})
@@ -192,7 +194,7 @@ class Run:
             "peak_flops_per_rank": {"value": self._peak, "source": self._peak_source},
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": str(self._ranks.device)},
             "versions": _versions(),
-            "command": sys.argv,
+            "command": [parse_source(word).shown if "://" in word else word for word in sys.argv],
         }
 
     def _export(self, steps: int) -> None:
@@ -216,6 +218,13 @@ class Run:
     def _model_args(self) -> dict[str, Any]:
         drop_path = {"drop_path_rate": self._config.model.drop_path} if self._config.model.drop_path else {}
         return {**self._config.model.args, **drop_path}
+
+
+def _without_secrets(config: PretrainSettings) -> PretrainSettings:
+    """Returns the settings as they may be recorded: addresses without credentials and signatures."""
+    train = tuple(parse_source(text).shown for text in config.data.train)
+    val = None if config.data.val is None else parse_source(config.data.val).shown
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, train=train, val=val))
 
 
 def _versions() -> dict[str, str]:

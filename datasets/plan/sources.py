@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Literal
 
 from ...cli.errors import UserError
+from ..remote.locations import shown
 
 _AMOUNT = re.compile(r"(?P<location>.+)@(?P<value>\d+(?:\.\d+)?)(?P<unit>x|%|)")
 
@@ -24,6 +25,13 @@ class Source:
     location: str
     value: Fraction = Fraction(1)
     unit: Literal["x", "%", "samples"] = "x"
+    amount: str = ""
+    """As it was spelled, with its `@`."""
+
+    @property
+    def shown(self) -> str:
+        """The source as it may be logged: without credentials and signatures."""
+        return shown(self.location) + self.amount
 
     @property
     def is_plain(self) -> bool:
@@ -37,7 +45,8 @@ def parse_source(text: str) -> Source:
     if match is None:
         return Source(text)
     unit = match["unit"] or "samples"
-    return Source(match["location"], Fraction(match["value"]), unit)  # type: ignore[arg-type]  # the pattern has no others
+    amount = text.removeprefix(match["location"])
+    return Source(match["location"], Fraction(match["value"]), unit, amount)  # type: ignore[arg-type]  # the pattern has no others
 
 
 def quotas(sources: Sequence[Source], own_epochs: Sequence[int], epoch_samples: int | None) -> list[int]:
@@ -56,7 +65,7 @@ def quotas(sources: Sequence[Source], own_epochs: Sequence[int], epoch_samples: 
     if epoch_samples is not None:
         if len(sources) == 1 and sources[0].is_plain:
             return [epoch_samples]
-        named = [source.location for source in sources if not source.is_plain] or [source.location for source in sources]
+        named = [source.shown for source in sources if not source.is_plain] or [source.shown for source in sources]
         raise UserError(f"sampling.epoch={epoch_samples}: the length follows from the amounts of {', '.join(named)}; give shares (@30%)")
     counts = [
         round(source.value * own) if source.unit == "x" else int(source.value) for source, own in zip(sources, own_epochs, strict=True)
@@ -68,7 +77,7 @@ def quotas(sources: Sequence[Source], own_epochs: Sequence[int], epoch_samples: 
 
 def _shared(sources: Sequence[Source], epoch_samples: int) -> list[int]:
     """Returns quotas by largest remainder, which add up to the epoch."""
-    without = [source.location for source in sources if source.unit != "%"]
+    without = [source.shown for source in sources if source.unit != "%"]
     total = sum(source.value for source in sources)
     if without or total != 100:
         found = f"{', '.join(without)} has none" if without else f"they add up to {float(total):g}"

@@ -14,6 +14,7 @@ from bamboo.datasets.plan.order import Order
 from bamboo.datasets.shards import Shards
 from bamboo.pretrain.log import read_log
 from tests.conftest import pack, write_pool
+from tests.loopback import loopback
 from tests.pretrain.launch import options
 
 STEPS = {"run.duration": "12 steps"}
@@ -155,6 +156,21 @@ def test_repeated_augmentation_shows_each_sample_again(pool: Path, tmp_path: Pat
     assert run(pool, tmp_path / "run", data__repeats="3") == 0
     assert read_log(tmp_path / "run", "train")[-1]["samples"] == 144
     assert run(pool, tmp_path / "other", data__repeats="5") == 2
+
+
+def test_signatures_are_not_recorded(pool: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A web address with a signature, streamed to the end: nothing in the run folder, on the terminal or in the cache holds it."""
+    with loopback() as server:
+        server.files = {path.name: path.read_bytes() for path in (pool / "train").iterdir() if path.is_file()}
+        address = server.url("").rstrip("/") + "?signature=SECRET"
+        assert run(pool, tmp_path / "run", data__train=f"{address}@101", data__cache=str(tmp_path / "cache")) == 0
+        assert run(pool, tmp_path / "plain", sampling__epoch="101") == 0
+    assert stream(tmp_path / "run") == stream(tmp_path / "plain")
+    captured = capfd.readouterr()
+    assert "SECRET" not in captured.out + captured.err
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if b"SECRET" in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
