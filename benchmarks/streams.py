@@ -125,7 +125,7 @@ def ours(
     view = TrainView(size, scale=SCALE, ratio=RATIO, flip=FLIP, interpolation=interpolation)
     column = None if rates is None else open_rates(rates, shards.shard_counts)
     order = Order(shards.shard_counts, seed=SEED, window=WINDOW, rates=column)
-    source = TrainBatches(shards, order, view, SEED, BATCH, rank=0, world_size=1)
+    source = TrainBatches(shards, order, view, BATCH, rank=0, world_size=1)
     for batch in load_batches(source, range(sys.maxsize), workers=workers, kind=kind):
         assert batch.images.shape == (BATCH, size, size, 3)
         yield batch

@@ -7,11 +7,13 @@ strings; `raw_score` is a number or a list of numbers, one for each caption.
 import dataclasses
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
+from .lmdb_files import key_of
 from .sources import printable
 
 IMAGE_GAIN, TEXT_GAIN, RAW_SCORE, IMAGE = "image_gain", "text_gain", "raw_score", "image"
@@ -33,7 +35,7 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
     """
     try:
         tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--annotations={path}: cannot be read as JSON: {error}") from None
     if not isinstance(tree, list):
         raise UserError(f"--annotations={path}: not a JSON list of objects with `image` and `caption`")
@@ -42,6 +44,7 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
         where = f"--annotations={path}: entry {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or not entry["image"]:
             raise UserError(f"{where}: not an object with the name of an image in `image`")
+        _require_key(entry["image"], where)
         name, annotation = entry["image"], Annotation(_captions(entry.get("caption"), where), _fields(entry, where))
         before = found.get(name)
         if before is not None:
@@ -68,10 +71,21 @@ def annotation_entry(name: str, captions: Sequence[str], fields: Mapping[str, An
     return entry
 
 
+def _require_key(name: str, where: str) -> None:
+    try:
+        key_of(name)
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: image {printable(name)!r} has half a surrogate pair, which is no character; correct the name") from None
+
+
 def _captions(found: object, where: str) -> tuple[str, ...]:
     listed: list[Any] = [] if found is None else found if isinstance(found, list) else [found]
     if not all(isinstance(caption, str) for caption in listed):
-        raise UserError(f"{where}: caption {found!r}; allowed: a string or a list of strings")
+        raise UserError(f"{where}: caption {reprlib.repr(found)}; allowed: a string or a list of strings")
+    halves = [caption for caption in listed if any("\ud800" <= letter <= "\udfff" for letter in caption)]
+    if halves:
+        shown = reprlib.repr(printable(halves[0]))
+        raise UserError(f"{where}: caption {shown} has half a surrogate pair, which is no character; correct the caption")
     return tuple(" ".join(caption.split()) for caption in listed)
 
 
@@ -81,7 +95,7 @@ def _fields(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     gains = entry.get("gains")
     if gains is not None:
         if not isinstance(gains, list) or len(gains) != 2:
-            raise UserError(f"{where}: gains {gains!r}; allowed: two numbers, image's and text's")
+            raise UserError(f"{where}: gains {reprlib.repr(gains)}; allowed: two numbers, image's and text's")
         fields[IMAGE_GAIN], fields[TEXT_GAIN] = (_number(gain, "gains", where) for gain in gains)
     score = entry.get(RAW_SCORE)
     if score is not None:
@@ -93,8 +107,9 @@ def _fields(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _number(value: object, name: str, where: str) -> float:
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{where}: {name} holds {value!r}; allowed: finite numbers, or strings of them")
+    is_grouped = isinstance(value, str) and "_" in value  # float takes 1_0 for 10
+    if is_grouped or not math.isfinite(number):
+        raise UserError(f"{where}: {name} holds {reprlib.repr(value)}; allowed: finite numbers, or strings of them")
     return number

@@ -152,7 +152,8 @@ def read_table(path: Path) -> Any:
     """
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        table.validate()  # the ends of its buffers, which the file may place beyond its own
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{path}: its columns are {table.schema.names}, not {SCHEMA.names}")
@@ -160,11 +161,21 @@ def read_table(path: Path) -> Any:
 
 
 def read_index(path: Path) -> Index:
-    """Returns the index at `path` as numpy views of the memory map; errors as `read_table`."""
-    table = read_table(path).combine_chunks()
+    """Returns the index at `path` as numpy views of the memory map; errors as `read_table`. What the rows say is for `check_index`."""
+    return index_of(read_table(path), path)
+
+
+def index_of(table: Any, path: Path) -> Index:
+    """Returns an Arrow table of `SCHEMA` as numpy views; raises DataError, naming `path`, where a value is missing."""
+    for name in SCHEMA.names:
+        if name != "confidences" and table.column(name).null_count:
+            raise DataError(f"{path}: damaged: column {name} has {table.column(name).null_count} rows without a value")
+    table = table.combine_chunks()
     column = {name: _only_chunk(table.column(name), SCHEMA.field(name).type) for name in SCHEMA.names}
     plain = {name: column[name].to_numpy() for name in ("shard", "offset", "size", "width", "height", "key_hash")}
     labels, confidences = column["labels"], column["confidences"]
+    if labels.values.null_count or confidences.values.null_count:
+        raise DataError(f"{path}: damaged: a label or a confidence has no value")
     return Index(
         **plain,
         label_starts=labels.offsets.to_numpy(),

@@ -34,10 +34,19 @@ class JoinedShards:
 
     @functools.cached_property
     def labels(self) -> npt.NDArray[np.integer]:
-        """int[N] class ids (-1: none; the first label of a multi-label sample); of a single folder its memory map."""
+        """int[N] class ids (-1: none; the first label of a multi-label sample); of several folders a copy, 4 bytes a sample."""
         if len(self.parts) == 1:
             return self.parts[0].labels
         return np.concatenate([part.labels.astype(np.int32) for part in self.parts])
+
+    def labels_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns int64[B] class ids of some samples, from their folders' own columns; -1 for sample -1."""
+        owners = self._first_samples.searchsorted(samples, side="right") - 1
+        found = np.full(len(samples), -1, np.int64)
+        for number in np.unique(owners[owners >= 0]).tolist():
+            chosen = owners == number
+            found[chosen] = self.parts[number].labels[samples[chosen] - self._first_samples[number]]
+        return found
 
     @property
     def class_names(self) -> list[str]:

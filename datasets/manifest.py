@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from .atomic import sha256_json, write_json
 FILE_NAME = "dataset.json"
 FORMAT = "bamboo-shards"
 VERSION = 1
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_BYTES = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     """Returns the manifest that the bytes of a `dataset.json` hold; `path` names it in errors.
 
     Raises:
-        DataError: when they are damaged or of another version.
+        DataError: when they are damaged, of another version, or name files that are not plain names inside the folder.
     """
     try:
         tree = json.loads(data)
@@ -102,8 +107,45 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
             index_sha256=tree["index_sha256"],
             made_by=tree["made_by"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+        _check(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     if manifest.num_samples != tree["num_samples"]:
         raise DataError(f"{path}: damaged (num_samples is {tree['num_samples']}, its shards say {manifest.num_samples})")
     return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError where a value is of another type or range than the fields say: the file may be a stranger's."""
+    num_classes = len(manifest.classes)
+    for ordinal, entry in enumerate(manifest.classes):
+        if not isinstance(entry.name, str):
+            raise ValueError(f"class {ordinal}: name {entry.name!r}: must be a string")
+        if entry.parent is not None and not _is_count(entry.parent, num_classes - 1):
+            raise ValueError(f"class {ordinal}: parent {entry.parent!r}: must be null or a class id in [0, {num_classes})")
+    for number, shard in enumerate(manifest.shards):
+        if not _is_plain_name(shard.name):
+            raise ValueError(f"shard {number}: name {shard.name!r}: must be a file name without / and \\ that does not begin with a dot")
+        if not (_is_count(shard.size_bytes) and _is_count(shard.num_samples)):
+            raise ValueError(f"{shard.name}: size_bytes {shard.size_bytes!r}, num_samples {shard.num_samples!r}: must be integers ≥ 0")
+        if not _is_sha256(shard.sha256):
+            raise ValueError(f"{shard.name}: sha256 {shard.sha256!r}: must be 64 hex digits")
+    if not _is_sha256(manifest.index_sha256):
+        raise ValueError(f"index_sha256 {manifest.index_sha256!r}: must be 64 hex digits")
+    if not isinstance(manifest.made_by, dict):
+        raise ValueError("made_by must be an object")
+
+
+def _is_count(value: object, most: int = _MOST_BYTES) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and bool(_SHA256.fullmatch(value))
+
+
+def _is_plain_name(value: object) -> bool:
+    """Whether a value names a file inside a folder, and one that this file system can have; surrogates stand for bytes of no text."""
+    if not isinstance(value, str) or not value or value.startswith(".") or any(mark in value for mark in "/\\\0"):
+        return False
+    return bool(os.fsencode(value))  # a ValueError where there is no such name

@@ -27,6 +27,8 @@ def members(shards: Shards, sample: int) -> dict[str, bytes]:
     """
     shard = int(shards.index.shard[sample])
     start, stop = _stretch(shards, sample)
+    if stop < start:
+        raise DataError(f"{shards.folder}: the index has sample {sample} and the one beside it at the same bytes of their shard")
     data = shards.read_at(shard, start, stop - start)
     name = shards.manifest.shards[shard].name
     if len(data) != stop - start:
@@ -74,7 +76,7 @@ def metadata_of(found: Mapping[str, bytes], where: str) -> dict[str, Any]:
         return {}
     try:
         tree = json.loads(found[_METADATA])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: its .json member is not JSON: {error}") from None
     return tree if isinstance(tree, dict) else {}
 

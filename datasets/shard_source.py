@@ -10,12 +10,14 @@ import numpy as np
 from ..cli.errors import DataError
 from .class_list import ClassList
 from .members import metadata_of
+from .nesting import require_shallow
 from .shards import Shards
-from .sources import Record, Source, class_ids
+from .sources import Record, Source, class_ids, printable
 from .tars import TarSample, read_extent, scan
 
 _OWN_FIELDS = ("labels", "confidences")  # written again from the record
 _NAME_FIELD = "source"
+_TEXT_BYTES = 16 << 20  # of a caption or of metadata: what may be read into memory
 
 
 class ShardReader:
@@ -65,7 +67,7 @@ def _records(shards: Shards, ids: list[int]) -> Iterator[Record]:
         with path.open("rb") as file:
             for found in scan(path):
                 if sample < stop and found.image is not None and found.image.offset == index.offset[sample]:
-                    texts = {name: read_extent(file, found.members[name]) for name in _texts(found)}
+                    texts = {name: read_extent(file, found.members[name]) for name in _texts(found, path)}
                     yield _record(shards, sample, found, texts, ids, ours)
                     sample += 1
         if sample != stop:
@@ -73,13 +75,19 @@ def _records(shards: Shards, ids: list[int]) -> Iterator[Record]:
             raise DataError(f"{path}: {lost}; see: bamboo shards verify {shards.folder}")
 
 
-def _texts(found: TarSample) -> list[str]:
-    return [name for name in ("txt", "json") if name in found.members]
+def _texts(found: TarSample, path: Path) -> list[str]:
+    names = [name for name in ("txt", "json") if name in found.members]
+    for name in names:
+        size = found.members[name].size
+        if size > _TEXT_BYTES:
+            what = f"{path}: {printable(found.key)}.{name}: {size:,} bytes of text; allowed: up to {_TEXT_BYTES:,}"
+            raise DataError(f"{what}; take it out of the tar, and index it anew: bamboo shards index")
+    return names
 
 
 def _record(shards: Shards, sample: int, found: TarSample, texts: Mapping[str, bytes], ids: list[int], ours: bool) -> Record:
     """Returns the record of a sample; `ours`: its field "source" is its name."""
-    tree = metadata_of(texts, found.key)
+    tree = _tree(texts, f"{shards.folder}/{shards.shard_of(sample)[1]}: {printable(found.key)}")
     extension = next(name for name, extent in found.members.items() if extent == found.image)
     source = tree.get(_NAME_FIELD) if ours else None
     dropped = (*_OWN_FIELDS, _NAME_FIELD) if isinstance(source, str) else _OWN_FIELDS
@@ -94,12 +102,27 @@ def _record(shards: Shards, sample: int, found: TarSample, texts: Mapping[str, b
     )
 
 
+def _tree(texts: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """Returns what the JSON member says, which is shallow enough to be written again."""
+    try:
+        tree = metadata_of(texts, where)
+    except RecursionError:
+        raise DataError(f"{where}: its .json member is nested too deep to be read; make it flat, or take it out") from None
+    require_shallow(tree, where)
+    return tree
+
+
 def _confidences(shards: Shards, sample: int, tree: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Returns them as the JSON member has them, which are those of the index at full precision."""
     rounded = shards.index.confidences_of(sample)
     if bool((rounded == 1).all()):
         return None
     exact = tree.get("confidences")
-    if isinstance(exact, list) and np.array_equal(np.array(exact, np.float16), rounded):
+    if isinstance(exact, list) and all(_is_confidence(value) for value in exact) and np.array_equal(np.array(exact, np.float16), rounded):
         return tuple(exact)
     return tuple(rounded.tolist())
+
+
+def _is_confidence(value: object) -> bool:
+    """Whether a value of somebody's JSON is a number in [0, 1]."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

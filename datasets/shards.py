@@ -17,6 +17,7 @@ from ..cli.errors import BambooError, DataError
 from .images import DecodeCounts, Encoded, decode_rgb
 from .index import FILE_NAME as INDEX_NAME
 from .index import read_index
+from .index_check import check_index
 from .manifest import FILE_NAME as MANIFEST_NAME
 from .manifest import Manifest, parse_manifest, read_manifest
 from .remote.cache import Remote, ShardCache
@@ -27,6 +28,7 @@ from .remote.prefetch import Prefetcher
 from .stores import CutShortError
 
 _TAR_BLOCK_BYTES = 512
+_INDEX_BYTES, _INDEX_BYTES_OF_SAMPLE = 10**7, 4000  # the most that an index may have: hundreds of labels and confidences each
 
 
 class Shards:
@@ -47,7 +49,8 @@ class Shards:
         self._files = OpenFiles(self._places.open)
         self._prefetcher = None if cache is None else Prefetcher(cache)
         self._own = threading.local()
-        _begin_anew_in_children(self)
+        _watch_forks()
+        _opened.add(self)
 
     @classmethod
     def open(cls, location: Path | str, *, cache: ShardCache | None = None) -> "Shards":
@@ -58,12 +61,14 @@ class Shards:
 
         Raises:
             UserError: when it is no shard folder, when the address carries credentials, or when the cache is too small for one shard.
-            DataError: when manifest, index and shard files do not belong together, or the remote folder cannot be read.
+            DataError: when manifest, index and shard files do not belong together, or the remote folder cannot be read. What the index
+                says is checked as a whole, see `check_index`.
         """
         if isinstance(location, str) and is_remote(location):
             return _open_remote(location, cache or ShardCache())
         folder = local_path(location)
         opened = cls(folder, read_manifest(folder), folder / INDEX_NAME, None)
+        check_index(folder / INDEX_NAME, opened.manifest, str(folder / INDEX_NAME))
         for entry in opened.manifest.shards:
             shard = folder / entry.name
             actual = shard.stat().st_size if shard.exists() else -1
@@ -218,17 +223,23 @@ def _open_remote(location: str, cache: ShardCache) -> Shards:
     check_address(location)
     address = join(location, MANIFEST_NAME)
     manifest = parse_manifest(fetch_bytes(address, cache.patience), shown(address))
-    shards = Shards(location, manifest, cache.index(join(location, INDEX_NAME), manifest.index_sha256), cache)
+    most_bytes = _INDEX_BYTES + _INDEX_BYTES_OF_SAMPLE * manifest.num_samples
+    index_path = cache.index(join(location, INDEX_NAME), manifest.index_sha256, most_bytes)
+    shards = Shards(location, manifest, index_path, cache)
+    check_index(index_path, manifest, shown(join(location, INDEX_NAME)))
     shards.check_cache(1, "pack smaller shards")
     return shards
 
 
-def _begin_anew_in_children(shards: Shards) -> None:
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_begin_anew_in_child)
+
+
+def _begin_anew_in_child() -> None:
     """Sees to it that a forked child opens its own files, with locks that nobody holds."""
-    reference = weakref.ref(shards)
+    for shards in list(_opened):
+        shards._begin_anew()
 
-    def begin_anew() -> None:
-        if (alive := reference()) is not None:
-            alive._begin_anew()
 
-    os.register_at_fork(after_in_child=begin_anew)
+_opened: "weakref.WeakSet[Shards]" = weakref.WeakSet()

@@ -98,7 +98,7 @@ def walk(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header it has seen
                 yield member
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(f"{path}: not a whole tar: {error}") from None

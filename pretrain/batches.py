@@ -37,7 +37,6 @@ class RunBatches:
             self.pool.train,
             order,
             view_of(data),
-            run.seed,
             run.global_batch_size,
             ranks.rank,
             ranks.world_size,
@@ -60,7 +59,8 @@ class RunBatches:
         """Yields this rank's batches of the validation split, on its device."""
         data = self.config.data
         view = EvalView(data.image_size, crop_fraction=data.eval_crop, interpolation=data.interpolation)
-        source = EvalBatches(shards, view, self.config.run.eval_batch_size, self.ranks.rank, self.ranks.world_size)
+        batch_size, ranks = self.config.run.eval_batch_size, self.ranks
+        source = EvalBatches(shards, view, batch_size, ranks.rank, ranks.world_size, num_ahead=data.shards_ahead)
         return self._load(source, range(len(source)))
 
     def _load(self, source: BatchSource, numbers: range) -> Iterator[Batch]:

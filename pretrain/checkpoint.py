@@ -66,13 +66,14 @@ class CheckpointFolder:
             OSError: when it cannot be written; the checkpoints before are untouched and nothing half-written stays.
         """
         final = self._folder / f"step-{checkpoint.position.step:08d}"
-        if final.exists():  # a resumed run that came to the same step again: the states are equal
+        if final.exists() and _fault(final) is None:  # a resumed run that came to the same step again
             return final
         temporary = self._folder / f".{final.name}.tmp"
         self._sweep()
         try:
             temporary.mkdir(parents=True)
             _write(temporary, checkpoint)
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one
             publish_folder(temporary, final)
             write_text(self._folder / "latest", final.name + "\n")
         except BaseException:

@@ -26,6 +26,8 @@ def _one_or_more(value: Any) -> Any:
 Locations = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 Files = Annotated[tuple[Path, ...], BeforeValidator(_one_or_more)]
 
+_MAX_REPEATS = 8.0
+
 
 @settings
 class ModelSettings:
@@ -104,7 +106,7 @@ class DataSettings:
     cache: Path | None = None
     """Folder that keeps remote shards; none: the shards folder below BAMBOO_CACHE or ~/.cache/bamboo."""
     cache_bytes: Annotated[float, Field(gt=0)] = 50e9
-    """Greatest size of that folder; needed: 2 · window + shards_ahead shards, see docs/streaming.md."""
+    """Greatest size of that folder; what it must hold follows from window, shards_ahead and what is under way: docs/streaming.md."""
     shards_ahead: Count = 4
     """Remote shards fetched before they come into use."""
 
@@ -143,10 +145,10 @@ class SamplingSettings:
     weights: Files = ()
     """An .npy file of one number per sample, in index order; of several folders one each."""
     weights_are: Literal["weights", "probabilities"] = "weights"
-    """Relative weights, scaled to the epoch's length, or the expected visits an epoch as they stand."""
+    """Relative weights, scaled to the epoch's length, or the expected visits an epoch, scaled only to add up to a whole number."""
     balance: NonNegative = 0.0
-    """Exponent γ: weights are divided by (images of the class) ** γ; 1: classes equal, 0.5: the square-root rule."""
-    max_repeats: Annotated[float, Field(ge=1, le=255)] = 8.0
+    """Exponent γ: weights are divided by (images of the class in its folder) ** γ; 1: classes equal, 0.5: the square-root rule."""
+    max_repeats: Annotated[float, Field(ge=1, le=255)] = _MAX_REPEATS
     """Most visits of one sample an epoch."""
     epoch: Count | None = None
     """Samples an epoch; none: as many as there are, or the sum of the probabilities."""
@@ -167,6 +169,11 @@ class SamplingSettings:
             found.append("weights_are=probabilities: give the file, weights=FILE.npy")
         if self.weights_are == "probabilities" and (self.balance or self.epoch):
             found.append("weights_are=probabilities: they set the epoch's length and balance; leave balance and epoch out, or give weights")
+        if self.max_repeats != _MAX_REPEATS and (self.is_even or self.coupled):
+            why = (
+                "with coupled=true none is drawn twice an epoch" if self.coupled else "every sample is taken once; give weights or balance"
+            )
+            found.append(f"max_repeats={self.max_repeats:g}: {why}")
         if self.coupled and self.is_even:
             found.append("coupled=true: nothing is left over when every sample is taken once; give weights or balance")
         return found

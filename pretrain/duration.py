@@ -46,6 +46,11 @@ class Lengths:
         samples = value * (self.samples_per_epoch if unit == "epoch" else 1)
         return math.ceil(samples / self.global_batch_size)
 
+    def with_epoch(self, samples: int, duration: str) -> "Lengths":
+        """Returns the lengths of a run of that duration in which an epoch has so many samples."""
+        bare = Lengths(samples, self.global_batch_size)
+        return dataclasses.replace(bare, total_steps=bare.steps(duration))
+
     def last_step(self, duration: str, offset: int) -> int:
         """Returns the step after which a run of that duration ends, when step s ends at sample offset + s · global_batch_size."""
         if _parse(duration)[1] == "step":

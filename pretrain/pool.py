@@ -1,13 +1,20 @@
 """The data of a run, opened and checked against its settings."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
 
 from ..cli.errors import UserError
 from ..datasets.joined import JoinedShards
+from ..datasets.plan.mixture import BLOCK
 from ..datasets.plan.sources import Source, parse_source, quotas
-from ..datasets.plan.weighting import Weighting, drawn_samples
+from ..datasets.plan.weighting import Weighting
 from ..datasets.remote.cache import ShardCache
 from ..datasets.shards import Shards
+from .columns import samples_an_epoch
 from .config import DataSettings, PretrainSettings, SamplingSettings
 from .duration import Lengths
 
@@ -42,20 +49,53 @@ def open_pool(config: PretrainSettings) -> Pool:
         raise UserError(_class_difference(train, val, config))
     weightings = tuple(_weighting(config.sampling, number, sources) for number in range(len(sources)))
     own_epochs = [
-        len(part) if weighting.is_even else drawn_samples(weighting, part.index, _what(number, config))
+        samples_an_epoch(config.run.folder, weighting, part, _what(number, config))
         for number, (part, weighting) in enumerate(zip(train.parts, weightings, strict=True))
     ]
     plain = len(sources) == 1 and sources[0].is_plain and (config.sampling.epoch is None or not config.sampling.is_even)
     places = (0,) if plain else tuple(quotas(sources, own_epochs, config.sampling.epoch))
-    for part, share in zip(train.parts, places, strict=True):
-        window = -(-config.data.window * share // sum(places)) if sum(places) else config.data.window
-        part.check_cache(window + config.data.shards_ahead, "lower data.window or data.shards_ahead, or raise data.cache_bytes")
+    _check_cache(config, train, cache, own_epochs, places)
     epoch_samples = sum(places) or (-(-len(train) // 2) if config.sampling.coupled else own_epochs[0])
     lengths = Lengths(epoch_samples, config.run.global_batch_size)
     total = lengths.steps(config.run.duration)
     if total < 1:
         raise UserError(f"run.duration={config.run.duration}: comes to no step")
     return Pool(train, val, weightings, places, dataclasses.replace(lengths, total_steps=total))
+
+
+def _check_cache(
+    config: PretrainSettings, train: JoinedShards, cache: ShardCache, own_epochs: Sequence[int], places: Sequence[int]
+) -> None:
+    """Checks that the cache holds what is read at a time of all folders, which share it: see docs/streaming.md."""
+    total, sizes = sum(places), list[int]()
+    for part, own_epoch, place in zip(train.parts, own_epochs, places, strict=True):
+        if part.cache is not None and (place or not total):
+            # Of coupled epochs the second has what the first left over.
+            shortest = min(n for n in (own_epoch, len(part) - own_epoch) if n) if config.sampling.coupled else own_epoch
+            count = shards_read(config, part, shortest, Fraction(place, total) if total else None)
+            sizes += sorted((entry.size_bytes for entry in part.manifest.shards), reverse=True)[:count]
+    if sizes:
+        settings = "data.window, data.shards_ahead, data.workers, data.prefetch or run.global_batch_size"
+        cache.check_holds(sizes, f"the {len(sizes)} largest shards of data.train at once (or lower {settings})")
+
+
+def shards_read(config: PretrainSettings, part: Shards, own_epoch: int, share: Fraction | None) -> int:
+    """Returns how many shards of a folder are in use at a time within an epoch: with fewer in the cache, some are fetched again and again.
+
+    They are those of the window, those by which the reading moves on from the oldest batch under way to the newest, and those ahead.
+
+    Args:
+        own_epoch: samples of the folder's own epoch.
+        share: of the places of an epoch, which are mixed in blocks; None: the folder is alone and its places are not mixed.
+    """
+    data = config.data
+    places = (data.workers * data.prefetch + 1) * (config.run.global_batch_size // data.repeats)
+    if share is None:
+        share = Fraction(1)
+    else:
+        places += 2 * BLOCK  # a batch reads of the whole blocks at both its ends
+    spread = math.ceil(places * share * Fraction(int(np.count_nonzero(part.shard_counts)), own_epoch))
+    return math.ceil(data.window * share) + data.shards_ahead + spread
 
 
 def open_cache(data: DataSettings) -> ShardCache:

@@ -15,9 +15,10 @@ import torch
 import torchvision
 
 from ..cli.config import dump, to_yaml
-from ..cli.errors import UserError
+from ..cli.errors import DataError, UserError
 from ..datasets.atomic import sha256_json, write_json, write_text
 from ..datasets.plan.sources import parse_source
+from ..datasets.remote.locations import redacted
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
@@ -33,7 +34,7 @@ from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
 from .optimizer import NoAverage, create_average, create_optimizer, create_schedule
 from .pool import Pool
-from .sampling import open_order
+from .sampling import open_plan
 from .trainer import Cadence, Trainer
 
 _PINNED = ("model", "objective", "optimizer")  # besides the parts of data and run that change the stream or the numbers
@@ -79,7 +80,6 @@ class Run:
             compile_model=config.model.compile,
         )
         self._batches = RunBatches(config, pool, ranks, self._objective.unit)
-        self._plan_version = 0
         self._flops = training_flops(model, torch.zeros(1, 3, config.data.image_size, config.data.image_size, device=ranks.device))
         self._peak, self._peak_source = peak_flops(ranks.device, config.run.precision)
 
@@ -87,12 +87,14 @@ class Run:
         """Trains from the newest checkpoint, or from the start, to the end; exports the model."""
         done = self._resume()
         offset = done.samples - done.step * self._config.run.global_batch_size  # not 0 once the batch size has changed
-        total = self._pool.lengths.last_step(self._config.run.duration, offset)
-        order, self._plan_version = open_order(self._config, self._pool, self._ranks, done.samples // self._config.data.repeats)
+        self._plan = open_plan(self._config, self._pool, self._ranks, self._position(done.samples))
+        self._refuse_another_plan(done)
+        self._lengths = self._pool.lengths.with_epoch(self._plan.history.epoch_samples, self._config.run.duration)
+        total = self._lengths.last_step(self._config.run.duration, offset)
         self._logger = self._open_loggers(done, total)
         try:
             if done.step < total:
-                batches = self._batches.training(order, range(done.step, total), offset)
+                batches = self._batches.training(self._plan.order, range(done.step, total), offset)
                 self._trainer(offset, total).train(batches, done.step)
             if self._ranks.is_first:
                 self._export(max(done.step, total))
@@ -100,7 +102,7 @@ class Run:
             self._logger.close()
 
     def _trainer(self, offset: int, total: int) -> Trainer:
-        run, lengths = self._config.run, self._pool.lengths
+        run, lengths = self._config.run, self._lengths
         every = [max(lengths.steps(text), 1) for text in (run.log_every, run.eval_every, run.checkpoint_every)]
         return Trainer(
             engine=self._engine,
@@ -134,7 +136,7 @@ class Run:
         if self._ranks.is_first:
             model, optimizer = self._engine.save()
             average = None if isinstance(self._average, NoAverage) else self._average.module.state_dict()
-            position = Position(step, samples, self._config.run.seed, self._plan_version)
+            position = Position(step, samples, self._config.run.seed, self._plan.version_at(self._position(samples) - 1))
             self._checkpoints.save(Checkpoint(position, model, average, optimizer, self._pinned()))
         self._ranks.barrier()
 
@@ -149,6 +151,19 @@ class Run:
         if checkpoint.average is not None:
             self._average.module.load_state_dict(checkpoint.average)
         return checkpoint.position
+
+    def _position(self, samples: int) -> int:
+        """Returns the position of the sample order that stands at so many samples consumed."""
+        return samples // self._config.data.repeats
+
+    def _refuse_another_plan(self, done: Position) -> None:
+        """Compares the plan version that the checkpoint was made in with the record, which may have been put in another's place."""
+        last = self._position(done.samples) - 1
+        if last >= 0 and self._plan.history.at(last) is not None and self._plan.version_at(last) != done.plan_version:
+            found = (
+                f"version {self._plan.version_at(last)} of the plan held at sample {done.samples:,}, but the checkpoint was made in version"
+            )
+            raise DataError(f"{self._config.run.folder / 'plan.json'}: {found} {done.plan_version}; put the run's own record back")
 
     def _pinned(self) -> dict[str, Any]:
         tree = dump(self._config)
@@ -172,29 +187,29 @@ class Run:
         run.folder.mkdir(parents=True, exist_ok=True)
         shown = _without_secrets(self._config)
         write_text(run.folder / "config.yaml", to_yaml(shown))
-        write_json(run.folder / "run.json", self._describe())
+        write_json(run.folder / "run.json", self._describe(total))
         loggers: list[Logger] = [JsonLines(run.folder), Console(total)]
         if run.tensorboard:
             loggers.append(TensorBoard(run.folder))
         if run.wandb != "disabled":
             loggers.append(Wandb(run.folder, run.wandb, dump(shown)))
         opened = Loggers(loggers)
-        place = {"step": done.step, "samples": done.samples, "plan_version": self._plan_version}
+        place = {"step": done.step, "samples": done.samples, "plan_version": self._plan.version_at(self._position(done.samples))}
         opened.write({"kind": "start", **place, "world_size": self._ranks.world_size, "global_batch_size": run.global_batch_size})
         return opened
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self, total: int) -> dict[str, Any]:
         return {
             "data_hash": self._pool.train.data_hash,
             "num_classes": len(self._pool.train.class_names),
             "num_samples": len(self._pool.train),
-            "total_steps": self._pool.lengths.total_steps,
+            "total_steps": total,
             "world_size": self._ranks.world_size,
             "flops_per_image": self._flops,
             "peak_flops_per_rank": {"value": self._peak, "source": self._peak_source},
             "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": str(self._ranks.device)},
             "versions": _versions(),
-            "command": [parse_source(word).shown if "://" in word else word for word in sys.argv],
+            "command": [redacted(word) for word in sys.argv],
         }
 
     def _export(self, steps: int) -> None:

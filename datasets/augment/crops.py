@@ -7,12 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 
 Interpolation = Literal["bilinear", "bicubic"]
 
 NUM_DRAWS = 23  # uniforms a training view takes: (area, ratio) per attempt, two for the place, one for the flip
 _ATTEMPTS = 10
+_WHOLE_SIDES = 32  # crop sides up to which an image is resized as a whole before the centre crop
+_PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_SUPPORT = 2  # pixels that the wider filter, bicubic, reaches to each side
 
 
 class View(Protocol):
@@ -43,7 +48,11 @@ class TrainView:
 
 
 class EvalView:
-    """Resize of the short side to size / crop_fraction, then the centre crop (torchvision's `Resize` and `CenterCrop`)."""
+    """Resize of the short side to size / crop_fraction, then the centre crop (torchvision's `Resize` and `CenterCrop`).
+
+    Of an image whose long side would become more than 32 crops long, only the crop is computed, so that memory stays bounded whatever
+    the aspect; rounding may then differ, by a grey level, rarely by two.
+    """
 
     num_draws = 0
 
@@ -54,8 +63,10 @@ class EvalView:
         """Returns uint8[3, S, S]; takes no draws."""
         short = max(math.floor(self.size / self.crop_fraction), self.size)
         height, width = fit_short_side(image.shape[1], image.shape[2], short)
-        resized = resize(image, height, width, self.interpolation)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        if max(height, width) > _WHOLE_SIDES * self.size:
+            return _part_of_resized(image, (height, width), (top, left), self.size, self.interpolation)
+        resized = resize(image, height, width, self.interpolation)
         return resized[:, top : top + self.size, left : left + self.size]
 
 
@@ -96,3 +107,26 @@ def resize(image: torch.Tensor, height: int, width: int, interpolation: Interpol
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(batch, (height, width), mode=interpolation, antialias=True, align_corners=False)
     return resized[0]
+
+
+def _part_of_resized(
+    image: torch.Tensor, resized: tuple[int, int], start: tuple[int, int], side: int, interpolation: Interpolation
+) -> torch.Tensor:
+    """Returns uint8[3, side, side]: what the image resized to `resized` has from `start` on, by Pillow, which takes fractional boxes.
+
+    The filters are torch's, and the width goes before the height as there, so pixels are equal but for rounding after each of the two.
+    Of the image only what the filter reaches is read.
+    """
+    windows, spans = list[slice](), list[tuple[float, float]]()
+    for length, new_length, first in zip(image.shape[1:], resized, start, strict=True):
+        scale = length / new_length
+        low, high = first * scale, min((first + side) * scale, length)
+        reach = _SUPPORT * max(scale, 1.0)
+        begin = max(math.floor(low - reach), 0)
+        windows.append(slice(begin, math.ceil(high + reach)))
+        spans.append((low - begin, high - begin))
+    picture = Image.fromarray(image[:, windows[0], windows[1]].permute(1, 2, 0).numpy())
+    (top, bottom), (left, right) = spans
+    narrowed = picture.resize((side, picture.height), _PILLOWS[interpolation], box=(left, 0, right, picture.height))
+    view = narrowed.resize((side, side), _PILLOWS[interpolation], box=(0, top, side, bottom))
+    return torch.from_numpy(np.array(view)).permute(2, 0, 1)

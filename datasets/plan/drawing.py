@@ -1,9 +1,9 @@
 """Which rows of each shard an epoch takes, and how often: every row once, drawn by rates, or what such a draw left over.
 
-A draw by rates is systematic sampling (Madow, 1949) in a keyed random order of rows. Lay the rates r of all rows end to end on a line,
-shard after shard, and mark the line at U, U + 1, U + 2, …, with one U in [0, 1) per draw: a row is taken as often as marks fall on it,
-⌊r⌋ or ⌈r⌉ times, r times on average. As the rates add up to a whole number E, a draw takes exactly E rows; and how many a shard gives
-follows from the sums of the shards' rates, so no process ever holds or hashes the rows of an epoch.
+A draw by rates is systematic sampling (Madow, 1949) in a keyed random order: of the shards, and of the rows in each. Lay the rates r of
+all rows end to end on a line in that order, and mark the line at U, U + 1, U + 2, …, with one U in [0, 1) per draw: a row is taken as
+often as marks fall on it, ⌊r⌋ or ⌈r⌉ times, r times on average. As the rates add up to a whole number E, a draw takes exactly E rows; and
+how many a shard gives follows from the sums of the shards' rates, so no process ever holds or hashes the rows of an epoch.
 
 Letters: S shards, n rows of a shard, E rows drawn. An item is a row as often as it is taken: a shard has `counts[shard]` items.
 """
@@ -15,12 +15,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...cli.errors import DataError
 from ..counters import key, mix, permute
 from .rates import ONE, Rates
 
 Ids = npt.NDArray[np.int64]
 
-_MARKS, _ROWS, _AFFINE = 1, 2, 3  # what a key is for, so that no two uses share their draws
+_MARKS, _LINE, _ROWS, _AFFINE = 1, 2, 3, 4  # what a key is for, so that no two uses share their draws
 
 
 class Drawing(Protocol):
@@ -50,10 +51,13 @@ class DrawnRows:
 
     def __init__(self, rates: Rates, draw_key: np.uint64, num_kept: int) -> None:
         self._rates, self._key = rates, draw_key
-        offset = int(mix(np.array([draw_key]) ^ np.uint64(_MARKS))[0]) % ONE
-        marks = (rates.starts + offset) // ONE
-        self.counts: Ids = np.diff(marks)
-        self._offsets: Ids = (rates.starts[:-1] + offset) % ONE  # what of each shard's first unit lies behind a mark already
+        sums, num_shards = np.diff(rates.starts), len(rates.starts) - 1
+        line = permute(np.arange(num_shards), num_shards, key(int(draw_key), _LINE))
+        ends = np.cumsum(sums[line]) + int(key(int(draw_key), _MARKS)) % ONE
+        starts = np.empty_like(sums)
+        starts[line] = ends - sums[line]
+        self.counts: Ids = (starts + sums) // ONE - starts // ONE
+        self._sums, self._offsets = sums, starts % ONE  # the offset: what of each shard's first unit lies behind a mark already
         self._table = functools.lru_cache(maxsize=num_kept)(self._make_table)
 
     def rows(self, shards: Ids, items: Ids) -> tuple[Ids, Ids]:
@@ -83,6 +87,8 @@ class DrawnRows:
         order = _random_order(len(rates), key(int(self._key), _AFFINE, shard))
         borders = np.zeros(len(rates) + 1, np.int64)
         np.cumsum(rates[order], out=borders[1:])
+        if borders[-1] != self._sums[shard]:
+            raise DataError(f"{self._rates.folder}: damaged: the rates of shard {shard} do not add up; remove the folder to make it again")
         return order, borders + self._offsets[shard]
 
 

@@ -17,7 +17,7 @@ from .drawing import Drawing, Ids
 
 _SHARDS, _HANDS, _SLOTS = 1, 2, 3  # what a key is for, so that no two uses share their draws
 
-_CHUNK = 1 << 16  # positions worked on at a time
+_CHUNK = 1 << 20  # hands looked at at a time
 
 
 class EpochPlan:
@@ -50,7 +50,8 @@ class EpochPlan:
 
     def at(self, positions: Ids) -> tuple[Ids, Ids]:
         """Returns (sample ids, copies) at any positions 0 ≤ p < num_items, int64[N] each; `copies` as `Drawing.rows` has them."""
-        chunks = [self._at(positions[start : start + _CHUNK]) for start in range(0, len(positions), _CHUNK)]
+        size = max(_CHUNK // max(self._span, 1), 1)  # each position may lie in a slot of its own, of `span` hands
+        chunks = [self._at(positions[start : start + size]) for start in range(0, len(positions), size)]
         empty = np.zeros(0, np.int64)
         return np.concatenate([empty, *(ids for ids, _ in chunks)]), np.concatenate([empty, *(copies for _, copies in chunks)])
 
@@ -87,10 +88,21 @@ class EpochPlan:
         return firsts, (self._items[places] - firsts + self._num_hands - 1) // self._num_hands
 
     def _slot_sizes(self) -> Ids:
-        if self._num_hands == 1:
-            return np.array([self._items.sum()]) if self._span == len(self._items) else self._items
-        places = np.arange(len(self._visited))
-        sizes = np.zeros(len(places), np.int64)
-        for hand in range(self._num_hands):
-            sizes += np.roll(self._hand(places, hand)[1], hand)
+        """Returns the items of every slot, in O(shards): hand j of the shard at place v falls into slot v + j, round the end."""
+        num_slots, num_hands = len(self._items), self._num_hands
+        if num_hands == 1:
+            return np.array([self._items.sum()]) if self._span == num_slots else self._items
+        each, rest = np.divmod(self._items, num_hands)
+        changes = np.zeros(2 * num_slots, np.int64)  # of the slot size from one slot to the next, not yet round the end
+        places = np.arange(num_slots)
+        stops = self._turns + rest  # the hands turn ≤ j < turn + rest, round the window, have one item more
+        wrapped = np.maximum(stops - num_hands, 0)
+        for starts, ends, amounts in (
+            (places, places + num_hands, each),
+            (places + self._turns, places + np.minimum(stops, num_hands), 1),
+            (places, places + wrapped, 1),
+        ):
+            np.add.at(changes, starts, amounts)
+            np.subtract.at(changes, ends, amounts)
+        sizes: Ids = np.cumsum(changes).reshape(2, num_slots).sum(0)
         return sizes

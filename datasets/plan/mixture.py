@@ -1,9 +1,10 @@
 """Several shard folders in one order, each with its share of every epoch.
 
-An epoch gives source i a quota of N_i places. Places are apportioned by Webster's rule (item k of source i comes at time
-(2k + 1) / 2N_i, and earlier times come first), so that any stretch has every source's share to within one place per source; then the
-places of each block are permuted. Each source goes through its own endless order at its own pace: a quota of 2.5 times its size
-sees every sample twice or three times an epoch and five times in two, a quota below its size goes on in the next epoch where it stopped.
+An epoch gives source i a quota of N_i places. Item k of source i comes at time (k + φ_i) / N_i with a keyed phase φ_i in [0, 1), and
+earlier times come first: a divisor method of apportionment, under which any stretch has n places of a source within about one of its
+share (with hundreds of folders a large one may be a few places off); then the places of each block are permuted. Each source goes
+through its own endless order at its own pace: a quota of 2.5 times its size sees every sample twice or three times an epoch and five
+times in two, a quota below its size goes on in the next epoch where it stopped.
 """
 
 import functools
@@ -15,9 +16,11 @@ from ..counters import key, mix, permute
 from .drawing import Ids
 from .order import Order, Visits
 
-_BLOCK = 1024  # places permuted together
+BLOCK = 1024
+"""Places permuted together."""
+
 _TIME = 1 << 62
-_PLACES = 4  # what the key is for; see order.py
+_PLACES, _PHASE = 4, 5  # what a key is for; see order.py
 
 
 class MixedOrder:
@@ -39,6 +42,7 @@ class MixedOrder:
         self._first_ids = [sum(num_samples[:i]) for i in range(len(orders))]
         self._first_shards = [sum(num_shards[:i]) for i in range(len(orders))]
         self._paces = [_TIME // quota if quota else 0 for quota in quotas]
+        self._phases = [int(key(seed, _PHASE, source)) % pace if pace else 0 for source, pace in enumerate(self._paces)]
         self._before: Callable[[int], tuple[int, ...]] = functools.lru_cache(maxsize=16)(self._apportion)
 
     @property
@@ -60,32 +64,35 @@ class MixedOrder:
         """Returns the visits at the global positions start ≤ p < stop."""
         return self.at(np.arange(start, stop, dtype=np.int64))
 
-    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        """Returns the ordinals of the shards in use at position `start`, then of the next `num_ahead` of each source.
+    def shards_in(self, first: int, last: int, num_ahead: int) -> list[int]:
+        """Returns the ordinals of the shards in use at the positions first ≤ p ≤ last, then of the next `num_ahead` of each source.
 
-        A place is permuted with its block, so that what is in use is what the block reads.
+        A place is permuted with its block, so that what is in use is what the blocks read.
         """
-        epoch, inside = divmod(start, self.epoch_samples)
-        block = inside // _BLOCK * _BLOCK
-        before, after = self._before(block), self._before(min(block + _BLOCK, self.epoch_samples))
+        begins, ends = self._reached(first, 0), self._reached(last, BLOCK)
         shards = list[int]()
-        for source, (start, stop) in enumerate(zip(before, after, strict=True)):
-            if stop > start:
-                base, first = epoch * self._quotas[source], self._first_shards[source]
-                shards += [first + shard for shard in self._orders[source].shards_in(base + start, base + stop - 1, num_ahead)]
+        for source, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            if end > begin:
+                shards += [self._first_shards[source] + shard for shard in self._orders[source].shards_in(begin, end - 1, num_ahead)]
         return shards
+
+    def _reached(self, place: int, places: int) -> list[int]:
+        """Returns the positions of the sources' own orders `places` after the begin of the block that holds a place, at most an epoch's."""
+        epoch, inside = divmod(place, self.epoch_samples)
+        counts = self._before(min(inside // BLOCK * BLOCK + places, self.epoch_samples))
+        return [epoch * quota + count for quota, count in zip(self._quotas, counts, strict=True)]
 
     def _locate(self, positions: Ids) -> tuple[Ids, Ids]:
         """Returns (source, position in the source's own order) of each place."""
         epochs, inside = np.divmod(positions, self.epoch_samples)
-        blocks, offsets = np.divmod(inside, _BLOCK)
-        sizes = np.minimum(self.epoch_samples - blocks * _BLOCK, _BLOCK)
+        blocks, offsets = np.divmod(inside, BLOCK)
+        sizes = np.minimum(self.epoch_samples - blocks * BLOCK, BLOCK)
         offsets = permute(offsets, sizes, mix(mix(key(self._seed, _PLACES) ^ epochs.astype(np.uint64)) ^ blocks.astype(np.uint64)))
         sources, numbers = np.empty_like(positions), np.empty_like(positions)
         for block in np.unique(blocks).tolist():
             chosen = np.flatnonzero(blocks == block)
-            starts = np.array(self._before(block * _BLOCK))
-            stops = np.array(self._before(min((block + 1) * _BLOCK, self.epoch_samples)))
+            starts = np.array(self._before(block * BLOCK))
+            stops = np.array(self._before(min((block + 1) * BLOCK, self.epoch_samples)))
             ends = np.cumsum(stops - starts)
             found = ends.searchsorted(offsets[chosen], side="right")
             sources[chosen] = found
@@ -95,7 +102,7 @@ class MixedOrder:
 
     def _apportion(self, places: int) -> tuple[int, ...]:
         """Returns how many of the first `places` places of an epoch fall to each source, exactly `places` in all."""
-        low, high = 0, 2 * _TIME  # the least time by which so many items have come
+        low, high = 0, _TIME  # the least time by which so many items have come
         while low < high:
             time = (low + high) // 2
             if sum(self._counts(time)) >= places:
@@ -109,8 +116,9 @@ class MixedOrder:
         return tuple(counts)
 
     def _counts(self, time: int) -> list[int]:
-        """Returns how many items of each source come by `time`, where item k of a source with pace m comes at (2k + 1) · m."""
-        return [min((time // pace + 1) // 2, quota) if pace else 0 for pace, quota in zip(self._paces, self._quotas, strict=True)]
+        """Returns how many items of each source come by `time`, where item k of a source with pace m and phase f comes at k · m + f."""
+        each = zip(self._paces, self._phases, self._quotas, strict=True)
+        return [min(max((time - phase + pace) // pace, 0), quota) if pace else 0 for pace, phase, quota in each]
 
     def __reduce__(self) -> tuple[object, ...]:
         again = functools.partial(MixedOrder, num_samples=self._num_samples, num_shards=self._num_shards, seed=self._seed)

@@ -43,8 +43,8 @@ class SampleOrder(Protocol):
     def take(self, start: int, stop: int) -> Visits:
         """Returns the visits at the global positions start ≤ p < stop."""
 
-    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        """Returns the ordinals of the shards in use at position `start`, then of the next `num_ahead` that come into use."""
+    def shards_in(self, first: int, last: int, num_ahead: int) -> list[int]:
+        """Returns the ordinals of the shards in use at the positions first ≤ p ≤ last, then of the next `num_ahead` to come into use."""
 
 
 class Order:
@@ -91,10 +91,6 @@ class Order:
     def take(self, start: int, stop: int) -> Visits:
         """Returns the visits at the global positions start ≤ p < stop."""
         return self.at(np.arange(start, stop, dtype=np.int64))
-
-    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        """Returns the ordinals of the shards in use at position `start`, then of the next `num_ahead` that come into use."""
-        return self.shards_in(start, start, num_ahead)
 
     def shards_in(self, first: int, last: int, num_ahead: int) -> list[int]:
         """Returns the ordinals of the shards in use at the global positions first ≤ p ≤ last, then of the next `num_ahead`."""

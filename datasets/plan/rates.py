@@ -34,8 +34,8 @@ class Rates:
     starts: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     """int64[S + 1] samples before each shard."""
-    digest: str
-    """Hex SHA-256 of the rates: equal exactly when the draws are."""
+    data_offset: int
+    """Where the values begin in the file."""
 
     @property
     def epoch_samples(self) -> int:
@@ -50,16 +50,14 @@ class Rates:
         """
         path = self.folder / RATES_NAME
         start, stop = self.rows[shard : shard + 2].tolist()
-        with path.open("rb") as file:
-            offset = _data_offset(path)
-            values = np.fromfile(file, np.uint32, stop - start, offset=offset + 4 * start)
+        values = np.fromfile(path, np.uint32, stop - start, offset=self.data_offset + 4 * start)
         if len(values) != stop - start:
             raise DataError(f"{path}: truncated: rates of samples {start} to {stop} are missing")
         return values
 
 
-def open_rates(folder: Path, shard_counts: npt.NDArray[np.int64]) -> Rates:
-    """Returns the compiled weight column in `folder`.
+def open_rates(folder: Path, shard_counts: npt.NDArray[np.int64], *, verify: bool = False) -> Rates:
+    """Returns the compiled weight column in `folder`; `verify` also compares its hash, at a second a gigabyte.
 
     Raises:
         DataError: when it is missing, damaged, or of other shards than `shard_counts`, int64[S].
@@ -69,14 +67,26 @@ def open_rates(folder: Path, shard_counts: npt.NDArray[np.int64]) -> Rates:
         if (card["format"], card["version"]) != (FORMAT, VERSION):
             raise DataError(f"{folder}: format {card['format']} version {card['version']}; this Bamboo reads {FORMAT} version {VERSION}")
         starts = np.load(folder / STARTS_NAME, allow_pickle=False)
-        num_bytes, digest = (folder / RATES_NAME).stat().st_size, str(card["sha256"])
-        expected = _data_offset(folder / RATES_NAME) + 4 * int(card["num_samples"])
+        num_bytes, data_offset = (folder / RATES_NAME).stat().st_size, _data_offset(folder / RATES_NAME)
+        expected = data_offset + 4 * int(card["num_samples"])
+        altered = verify and sha256_file(folder / RATES_NAME) != card["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}: no readable weight column ({type(error).__name__}: {error}); it is made again when removed") from None
     rows = np.concatenate([[0], np.cumsum(shard_counts)]).astype(np.int64)
     if num_bytes != expected or starts.shape != rows.shape or card["num_samples"] != rows[-1]:
         raise DataError(f"{folder}: a weight column of {card['num_samples']} samples in {len(starts) - 1} shards; the data has others")
-    return Rates(folder, starts.astype(np.int64), rows, digest)
+    if altered:
+        raise DataError(f"{folder / RATES_NAME}: altered since it was compiled; remove the folder, and it is made again from its weights")
+    return Rates(folder, starts.astype(np.int64), rows, data_offset)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """Returns the `rates.json` of a weight column, None where there is none that can be read."""
+    try:
+        card = json.loads((folder / CARD_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return card if isinstance(card, dict) and (card.get("format"), card.get("version")) == (FORMAT, VERSION) else None
 
 
 def write_card(folder: Path, num_samples: int, epoch_samples: int, made_by: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from .order import PLAN_FORMAT, Order, SampleOrder
 from .rates import open_rates
 from .weighting import Weighting
 
+_SOURCE, _MIXTURE = 0x534F5552, 0x4D495854  # what a key is for, so that no two uses share their draws
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedSource:
@@ -37,7 +39,7 @@ class PlanRecipe:
     plan_format: int = PLAN_FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain data, equal exactly when the orders are."""
+        """Returns plain data; equal data makes equal orders."""
         return dataclasses.asdict(self) | {"sources": [dataclasses.asdict(source) for source in self.sources]}
 
     @classmethod
@@ -51,6 +53,10 @@ class PlanRecipe:
             raise DataError(f"plan format {plan.get('plan_format')}: this Bamboo orders samples by format {PLAN_FORMAT}")
         return cls(**plan | {"sources": tuple(PlannedSource(**source) for source in plan["sources"])})
 
+    def seed_of(self, version: int, source: int) -> int:
+        """Returns the seed of a source's own order: the plan's own for the first source of version 0, another for every other pair."""
+        return int(key(self.seed, _SOURCE, version, source)) if version or source else self.seed
+
     def order(self, shard_counts: Sequence[Ids], rates_root: Path, version: int) -> SampleOrder:
         """Returns the order; `version` keeps the draws of two versions of one run apart.
 
@@ -61,18 +67,18 @@ class PlanRecipe:
         Raises:
             DataError: when a weight column is missing or damaged.
         """
-        seed = int(key(self.seed, version)) if version else self.seed
         total = sum(source.quota for source in self.sources)
         orders = []
         for number, (source, counts) in enumerate(zip(self.sources, shard_counts, strict=True)):
             rates = open_rates(rates_root / source.rates, counts) if source.rates else None
             window = -(-self.window * source.quota // total) if total else self.window
-            own_seed = int(key(seed, number)) if number else seed
-            orders.append(Order(counts, seed=own_seed, window=max(window, 1), rates=rates, coupled=self.coupled))
+            seed = self.seed_of(version, number)
+            orders.append(Order(counts, seed=seed, window=max(window, 1), rates=rates, coupled=self.coupled))
         if not total:
             return orders[0]
         sizes = [int(counts.sum()) for counts in shard_counts]
         num_shards = [len(counts) for counts in shard_counts]
+        seed = int(key(self.seed, _MIXTURE, version))
         return MixedOrder(orders, [source.quota for source in self.sources], num_samples=sizes, num_shards=num_shards, seed=seed)
 
 

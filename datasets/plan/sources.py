@@ -10,11 +10,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 from ...cli.errors import UserError
-from ..remote.locations import shown
+from ..remote.locations import redacted, shown
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _AMOUNT = re.compile(r"(?P<location>.+)@(?P<value>\d+(?:\.\d+)?)(?P<unit>x|%|)")
 
 
@@ -40,11 +42,19 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """Returns the source that a setting spells."""
+    """Returns the source that a setting spells; a local folder that is really called so is meant without an amount.
+
+    Raises:
+        UserError: for a part of a sample, and for what only looks like an address.
+    """
+    if "://" in text and not _ADDRESS.match(text):
+        raise UserError(f"data.train={redacted(text)}: an address begins with its scheme; in a list, put it in quotes")
     match = _AMOUNT.fullmatch(text)
-    if match is None:
+    if match is None or Path(text).is_dir():
         return Source(text)
     unit = match["unit"] or "samples"
+    if unit == "samples" and "." in match["value"]:
+        raise UserError(f"data.train={shown(text)}: samples are whole; for a share give @{match['value']}%, for repeats @{match['value']}x")
     amount = text.removeprefix(match["location"])
     return Source(match["location"], Fraction(match["value"]), unit, amount)  # type: ignore[arg-type]  # the pattern has no others
 

@@ -1,7 +1,7 @@
 """From weights to rates: how often each sample is to be taken an epoch, compiled to a weight column on disk.
 
     weights         rate_i = min(max_repeats, τ · w_i), with τ such that the rates add up to the epoch's samples
-    probabilities   rate_i = p_i; the epoch's samples are their sum, rounded
+    probabilities   rate_i = p_i, scaled by E / Σ p to the whole number E of samples that is nearest to their sum
     balance γ       each weight is divided by (images of its class) ** γ: 1 makes classes equal, ½ the square-root rule; of a sample
                     with several classes the rarest counts (as in repeat-factor sampling, LVIS, arXiv 1908.03195)
 
@@ -27,7 +27,7 @@ Chunks = Callable[[int, int], Floats]
 """Weights of the samples start ≤ i < stop, float64[stop - start]."""
 
 _CHUNK = 1 << 20
-_PASSES = 200  # each pass caps at least one more weight; in practice a handful
+_PASSES = 100  # each pass caps at least one more weight; in practice a handful
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,10 @@ def drawn_samples(weighting: Weighting, index: Index, what: str) -> int:
     return _solve(weighting, _chunks(weighting, index, what), len(index), what)[2]
 
 
-def compile_rates(weighting: Weighting, index: Index, shard_counts: npt.NDArray[np.int64], folder: Path, what: str) -> None:
-    """Writes the weight column of the samples of `index` as the folder `folder`, which must not exist.
+def compile_rates(
+    weighting: Weighting, index: Index, shard_counts: npt.NDArray[np.int64], folder: Path, what: str, data_hash: str = ""
+) -> None:
+    """Writes the weight column of the samples of `index` as the folder `folder`, which must not exist; `data_hash` is noted in it.
 
     Raises:
         UserError: for a weight file of another length or kind, or weights that cannot give such an epoch; `what` names the setting.
@@ -72,15 +74,20 @@ def compile_rates(weighting: Weighting, index: Index, shard_counts: npt.NDArray[
     try:
         _write_rates(temporary / RATES_NAME, chunks, scale, cap, len(index), epoch_samples)
         _write_starts(temporary, shard_counts)
-        write_card(temporary, len(index), epoch_samples, _made_by(weighting))
+        write_card(temporary, len(index), epoch_samples, {**made_by(weighting), "data_hash": data_hash})
         publish_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _made_by(weighting: Weighting) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(weighting).items()}
+def made_by(weighting: Weighting) -> dict[str, Any]:
+    """Returns what `rates.json` says of how a column was made: the settings, and size and time of the weight file as it is now."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(weighting).items()}
+    if weighting.weights is not None and weighting.weights.exists():
+        status = weighting.weights.stat()
+        settings["weights_file"] = [status.st_size, status.st_mtime_ns]
+    return settings
 
 
 def _chunks(weighting: Weighting, index: Index, what: str) -> Chunks:
@@ -138,7 +145,8 @@ def _solve(weighting: Weighting, chunks: Chunks, num_samples: int, what: str) ->
     cap = 1.0 if weighting.coupled else min(weighting.max_repeats, MAX_RATE)
     total, positive, largest = _sums(chunks, num_samples, np.inf)
     if not positive:
-        raise UserError(f"{what}: every weight is 0; an epoch would have no sample")
+        named = f"{what}={weighting.weights}" if weighting.weights else what
+        raise UserError(f"{named}: every weight is 0; an epoch would have no sample")
     if weighting.probabilities:
         if largest > cap:
             raise UserError(f"{what}: a probability of {largest:g} is above {cap:g}; give weights instead, or raise sampling.max_repeats")
@@ -148,15 +156,15 @@ def _solve(weighting: Weighting, chunks: Chunks, num_samples: int, what: str) ->
         epoch_samples = usual if weighting.epoch_samples is None else weighting.epoch_samples
     if not 0 < epoch_samples <= cap * positive:
         limits = f"1 to {int(cap * positive):,} ({cap:g} × {positive:,} samples with a weight above 0)"
-        raise UserError(f"{what}: an epoch of {epoch_samples:,} samples cannot be drawn; allowed: {limits}")
+        raise UserError(f"{what}: an epoch of {epoch_samples:,} samples cannot be drawn; allowed: {limits}; set sampling.epoch")
     scale = epoch_samples / total
     for _ in range(_PASSES):
         below, num_below, _ = _sums(chunks, num_samples, cap / scale)
         wanted = epoch_samples - cap * (positive - num_below)
         if not num_below or below * scale >= wanted * (1 - 1e-12):
-            break
+            return scale, cap, epoch_samples
         scale = wanted / below
-    return scale, cap, epoch_samples
+    raise UserError(f"{what}: the weights span too many orders of magnitude to be scaled; raise the smallest or lower the greatest")
 
 
 def _sums(chunks: Chunks, num_samples: int, limit: float) -> tuple[float, int, float]:
@@ -174,11 +182,13 @@ def _write_rates(path: Path, chunks: Chunks, scale: float, cap: float, num_sampl
     rates = np.lib.format.open_memmap(path, "w+", np.uint32, (num_samples,))
     written = 0
     for start, stop in _spans(num_samples):
-        values = np.rint(np.minimum(chunks(start, stop) * scale, cap) * ONE).astype(np.uint32)
+        values = np.rint(np.minimum(chunks(start, stop), cap / scale) * scale * ONE).astype(np.uint32)
         rates[start:stop] = values
         written += int(values.sum(dtype=np.int64))
     missing, top = epoch_samples * ONE - written, int(cap * ONE)
-    while missing:
+    for _ in range(_PASSES):
+        if not missing:
+            break
         before = missing
         for start, stop in _spans(num_samples):
             values = rates[start:stop]
@@ -190,7 +200,9 @@ def _write_rates(path: Path, chunks: Chunks, scale: float, cap: float, num_sampl
                 values[able] -= 1
                 missing += len(able)
         if missing == before:
-            raise DataError(f"{path}: rates cannot be made to add up to {epoch_samples} samples")
+            break
+    if missing:
+        raise DataError(f"{path}: rates cannot be made to add up to {epoch_samples} samples: too few weights are above 0")
     rates.flush()
 
 

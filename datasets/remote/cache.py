@@ -5,6 +5,7 @@ kernel's, what a killed process leaves unfinished is gone on with or removed as 
 somebody reads it stays readable for that reader.
 """
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -19,7 +20,7 @@ from ...cli.errors import DataError, UserError
 from .download import NoRoomError, download
 from .fetching import Fetching, report
 from .locations import shown
-from .locks import HeldLock, try_lock
+from .locks import HeldLock, SharedLock, try_lock
 from .open_files import OpenFile
 from .part import Part
 from .room import Room, lock_path
@@ -29,7 +30,6 @@ DEFAULT_LIMIT_BYTES = 50 * 10**9
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_TOUCHED_EVERY_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.1
 
 
@@ -51,19 +51,21 @@ def cache_home() -> Path:
 class ShardCache:
     """The cache in `folder`, which holds at most `limit_bytes` of files, whole and unfinished; what was not used for longest goes first.
 
-    What lies in `indexes/` below it is not counted, and stays.
+    Of several jobs that use it at once the greatest limit counts, see `room`. What lies in `indexes/` below it is not counted, and
+    stays.
     """
 
     folder: Path = dataclasses.field(default_factory=lambda: cache_home() / "shards")
     limit_bytes: int = DEFAULT_LIMIT_BYTES
     patience: Patience = dataclasses.field(default_factory=Patience)
+    _held_limit: SharedLock = dataclasses.field(default_factory=SharedLock, init=False, repr=False, compare=False)
 
     def open(self, wanted: Remote) -> OpenFile:
         """Returns the file, opened, fetching it where it is not here; waits while somebody else is fetching it (see `fetches_to`).
 
         Raises:
             DataError: when it cannot be had, naming it and the reason.
-            UserError: when it is larger than the limit, or the disk is full.
+            UserError: when it is larger than the limit, when the disk is full, or has no file locks.
             OSError: naming the file, when the folder cannot be written.
         """
         if (file := self._open_whole(wanted)) is not None:
@@ -115,30 +117,33 @@ class ShardCache:
             return False
         path = self.folder / wanted.sha256
         try:
-            about = path.stat()
-            if about.st_size == wanted.size_bytes and abs(time.time() - about.st_mtime) > _TOUCHED_EVERY_S:
-                os.utime(path)
+            if path.stat().st_size != wanted.size_bytes:
+                return False
         except FileNotFoundError:
             return False
-        except PermissionError:  # another user's file, which may be read all the same
-            pass
-        return about.st_size == wanted.size_bytes
+        with contextlib.suppress(OSError):  # another user's file, or a disk that cannot be written: they can be read all the same
+            os.utime(path)
+        return True
 
-    def index(self, url: str, sha256: str) -> Path:
-        """Returns the local copy of a shard folder's index, which is fetched once and checked then; errors as `open`."""
+    def index(self, url: str, sha256: str, most_bytes: int | None = None) -> Path:
+        """Returns the local copy of a shard folder's index, which is fetched once and checked then; errors as `open`.
+
+        Args:
+            most_bytes: what it may be in size; None: anything.
+        """
         if not _SHA256.fullmatch(sha256):
             raise DataError(f"{shown(url)}: dataset.json gives {sha256!r} for its sha256")
         path, pause_s = self.folder / "indexes" / f"{sha256}.arrow", _FIRST_PAUSE_S
-        path.parent.mkdir(parents=True, exist_ok=True)
         while not path.exists():
-            held = try_lock(lock_path(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = try_lock(lock_path(self.folder / sha256))
             if held is None:
                 time.sleep(pause_s)
                 pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
                 continue
             with held:
                 if not path.exists():
-                    self._download(url, path, sha256, None, lambda part: None)
+                    self._download(url, path, sha256, None, lambda part: None, most_bytes)
         return path
 
     def check_holds(self, sizes: list[int], what: str) -> None:
@@ -162,7 +167,8 @@ class ShardCache:
             return None
 
     def _reserve(self, held: HeldLock, wanted: Remote) -> bool:
-        return Room(self.folder, self.limit_bytes).reserve(self.folder / wanted.sha256, wanted.size_bytes, held.announce)
+        room = Room(self.folder, self.limit_bytes, self._held_limit)
+        return room.reserve(self.folder / wanted.sha256, wanted.size_bytes, held.announce)
 
     def _fetch(self, wanted: Remote) -> OpenFile:
         """Returns the file, fetched and opened before anybody can remove it; the caller holds its lock."""
@@ -170,7 +176,9 @@ class ShardCache:
         self._download(wanted.url, path, wanted.sha256, wanted.size_bytes, lambda part: opened.append(OpenFile(part)))
         return opened[-1]
 
-    def _download(self, url: str, path: Path, sha256: str, size: int | None, check: Callable[[Path], object]) -> None:
+    def _download(
+        self, url: str, path: Path, sha256: str, size: int | None, check: Callable[[Path], object], most_bytes: int | None = None
+    ) -> None:
         """Downloads, making room on a full disk for as long as there is something of ours to remove."""
         while True:
             try:
@@ -181,6 +189,7 @@ class ShardCache:
                     said_by="(dataset.json)",
                     num_bytes=size,
                     size_said_by="dataset.json",
+                    most_bytes=most_bytes,
                     patience=self.patience,
                     check=check,
                     show=False,
@@ -191,12 +200,15 @@ class ShardCache:
             except OSError as error:
                 if error.errno not in _FULL:
                     raise
-                needed = max((size or 0) - Part(path).size, 1)
+                part = Part(path)
+                total = size or part.total(url)  # where nobody says it, the end may never come: nothing is removed for that
+                needed = max(total - part.size, 1) if total else 0
             free = shutil.disk_usage(path.parent).free
-            if not Room(self.folder, self.limit_bytes).give_up(needed, path):
+            if not (needed and Room(self.folder, self.limit_bytes).give_up(needed, free, path)):
                 Part(path).discard()
+                more = f"{needed:,}" if needed else "an unknown number of"
                 raise UserError(
-                    f"{self.folder}: the disk is full: {shown(url)} needs {needed:,} more bytes, {free:,} are free, and nothing of the "
-                    f"cache is left to remove; make room, set data.cache to a folder of another disk, or data.cache_bytes "
+                    f"{self.folder}: the disk is full: {shown(url)} needs {more} more bytes, {free:,} are free, and what the cache could "
+                    f"remove is not enough; make room, set data.cache to a folder of another disk, or data.cache_bytes "
                     f"(now {self.limit_bytes:,}) to what this one can hold"
                 )

@@ -24,6 +24,7 @@ __all__ = ["NoRoomError", "Patience", "download", "fetch_bytes", "is_html"]
 T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 18
+_MOST_BYTES = 10**9  # of a file that is read into memory
 _ADVANCE_BYTES = 1 << 20  # an attempt that gains so much is no failure in a row
 _HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
 
@@ -36,7 +37,7 @@ class NoRoomError(UserError):
         self.needed_bytes = needed_bytes
 
 
-def is_html(head: bytes) -> bool:
+def is_html(head: bytes | bytearray) -> bool:
     """Returns whether a file that begins so is a web page: a login, an error, a quota notice."""
     return head.lstrip()[:16].lower().startswith(_HTML)
 
@@ -49,6 +50,7 @@ def download(
     said_by: str = "",
     num_bytes: int | None = None,
     size_said_by: str = "the registry",
+    most_bytes: int | None = None,
     patience: Patience | None = None,
     check: Callable[[Path], object] = lambda path: None,
     show: bool = True,
@@ -60,18 +62,20 @@ def download(
         said_by: who says so, and what to do if that is wrong, for the error.
         num_bytes: the size it must have; None: not known.
         size_said_by: who says so.
+        most_bytes: the size it may have at most, where `num_bytes` is not known; None: any.
         check: raises DataError when the complete file, which has the right hash, is not what it should be.
         show: whether to show the progress.
 
     Raises:
-        DataError: when the server has no such file or another one, keeps failing, or says nothing of the length of a file that nothing
-            is known of; what is downloaded so far is kept, unless it is wrong. Addresses are shown without secrets.
+        DataError: when the server has no such file or another one, keeps failing, sends more than there should be, or says nothing of
+            the length of a file that nothing is known of; what is downloaded so far is kept, unless it is wrong. Addresses are shown
+            without secrets.
         UserError: when the disk has no room for it (`NoRoomError`), when the address carries a password, or when the client of its
             scheme is not installed.
         OSError: naming the file, when it cannot be written.
     """
     part = Part(target)
-    wanted = _Wanted(url, part, sha256, said_by, num_bytes, size_said_by)
+    wanted = _Wanted(url, part, sha256, said_by, num_bytes, size_said_by, most_bytes)
 
     def attempt(patience: Patience) -> str:
         wanted.transfer(patience, show)
@@ -81,18 +85,27 @@ def download(
 
 
 def fetch_bytes(url: str, patience: Patience | None = None) -> bytes:
-    """Returns the bytes of a small file, of which nothing is known beforehand; errors as `download`."""
+    """Returns the bytes of a small file, up to a gigabyte, of which nothing is known beforehand; errors as `download`."""
 
     def attempt(patience: Patience) -> bytes:
+        data = bytearray()
         with _transport(url)(url, 0, "", patience) as source:
-            data = b"".join(iter(lambda: source.read(_CHUNK_BYTES), b""))
+            _check_most(url, source.total, _MOST_BYTES)
+            while chunk := source.read(_CHUNK_BYTES):
+                data += chunk
+                _check_most(url, len(data), _MOST_BYTES)
         if source.total is not None and len(data) != source.total:
             raise TransientError(f"the connection was cut after {len(data):,} of {source.total:,} bytes")
         if is_html(data):
             raise DataError(f"{shown(url)}: answers with a web page, not a file (a login, a quota notice, a moved file?)")
-        return data
+        return bytes(data)
 
     return _insist(url, patience or Patience(), attempt, None)
+
+
+def _check_most(url: str, size: int | None, most: int | None) -> None:
+    if size is not None and most is not None and size > most:
+        raise DataError(f"{shown(url)}: has {size:,} bytes or more; {most:,} are the most that such a file may have")
 
 
 def _transport(url: str) -> Transport:
@@ -124,26 +137,28 @@ def _insist(url: str, patience: Patience, attempt: Callable[[Patience], T], part
 class _Wanted:
     """A file, what is known of it, and what there is of it."""
 
-    def __init__(self, url: str, part: Part, sha256: str, said_by: str, num_bytes: int | None, size_said_by: str) -> None:
+    def __init__(self, url: str, part: Part, sha256: str, said_by: str, num_bytes: int | None, size_said_by: str, most: int | None) -> None:
         self.url, self.part, self.sha256, self.said_by = url, part, sha256, said_by
-        self.num_bytes, self.size_said_by = num_bytes, size_said_by
+        self.num_bytes, self.size_said_by, self.most_bytes = num_bytes, size_said_by, most
 
     def transfer(self, patience: Patience, show: bool) -> None:
         """Fetches what is missing; returns when the file is complete as far as server and registry say."""
         part, note = self.part, self.part.note(self.url)
         resumable = note is not None and bool(note.get("validator") or len(self.sha256) == 64)
         offset = part.size if resumable else 0
+        if self.num_bytes is not None and offset > self.num_bytes:
+            offset = 0
         version = note["validator"] if note is not None and offset else ""
-        if note is not None and offset and note.get("total") == offset:  # killed between the last byte and the rename
+        if note is not None and offset and offset in (note["total"], self.num_bytes):  # killed between the last byte and the rename
             part.open(offset, self.url, version, offset).close()
             return
         with _transport(self.url)(self.url, offset, version, patience) as source:
             total = source.total
             if source.start and total is None and note is not None:
-                total = note.get("total")
+                total = note["total"]
             if source.start != offset and source.start:
                 raise StaleError(f"the server goes on at byte {source.start:,} instead of {offset:,}")
-            if source.start and (source.version != version or (note is not None and note.get("total") not in (None, total))):
+            if source.start and (source.version != version or (note is not None and note["total"] not in (None, total))):
                 raise StaleError("the file changed on the server; starting over")
             self._check_size(total, source)
             _check_space(part.path, total, source.start)
@@ -151,25 +166,28 @@ class _Wanted:
                 self._stream(source, file, total, show)
         if total is not None and part.size != total:
             raise TransientError(f"the connection was cut after {part.size:,} of {total:,} bytes")
-        if self.num_bytes is not None and part.size != self.num_bytes:
-            size = part.size
-            part.discard()
-            raise DataError(f"{shown(self.url)}: gave {size:,} bytes, {self.size_said_by} says {self.num_bytes:,}")
+        if self.num_bytes is not None and part.size < self.num_bytes:
+            raise TransientError(f"the answer ended after {part.size:,} bytes, {self.size_said_by} says {self.num_bytes:,}")
 
     def _check_size(self, total: int | None, source: Opened) -> None:
         if None not in (self.num_bytes, total) and total != self.num_bytes:
             raise DataError(f"{shown(self.url)}: has {total:,} bytes, {self.size_said_by} says {self.num_bytes:,}")
+        _check_most(self.url, total, self.most_bytes)
         if total is None and self.num_bytes is None and not self.sha256 and not source.marks_its_end:
             remedy = "give its sha256 or num_bytes in a registry"
             raise DataError(f"{shown(self.url)}: does not say how long the file is, so a cut would not be seen; {remedy}")
 
     def _stream(self, source: Opened, file: IO[bytes], total: int | None, show: bool) -> None:
         done = source.start
+        bound = min((size for size in (self.num_bytes, total, self.most_bytes) if size is not None), default=None)
         with _megabytes(done, total, self.part.path.name.removesuffix(".part"), show) as advance:
             while chunk := source.read(_CHUNK_BYTES):
                 if not done and is_html(chunk):
                     self.part.discard()
                     raise DataError(f"{shown(self.url)}: answers with a web page, not a file (a login, a quota notice, a moved file?)")
+                if bound is not None and done + len(chunk) > bound:
+                    self.part.discard()
+                    raise DataError(f"{shown(self.url)}: sends more than the {bound:,} bytes that there should be; nothing of it was kept")
                 self.part.append(file, chunk)
                 done += len(chunk)
                 advance(done)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...cli.errors import BambooError, DataError, UserError, missing_extra
-from .http_transport import RETRIED, retry_after
+from .http_transport import is_retried, retry_after
 from .locations import check_address, credentials_remedy, redacted, scheme_of, shown
 from .transport import Opened, Patience, StaleError, TransientError
 
@@ -116,7 +116,7 @@ def _in_our_words(url: str) -> Iterator[None]:
             raise StaleError("the file is shorter than what was downloaded of it; starting over") from None
         if type(error).__name__ in _NO_CREDENTIALS:
             raise UserError(f"{shown(url)}: no credentials are found; {credentials_remedy(scheme_of(url))}") from None
-        refused = status is not None and 400 <= status < 500 and status not in RETRIED and "RequestTimeout" not in _code(error)
+        refused = status is not None and 400 <= status < 500 and not is_retried(status) and "RequestTimeout" not in _code(error)
         if refused or isinstance(error, _LASTING):
             raise DataError(f"{shown(url)}: {words}") from None
         code = f"HTTP {status}, " if status is not None else ""

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...cli.errors import DataError, UserError
-from .locations import check_address, redacted, shown
+from .locations import HTTP, check_address, redacted, scheme_of, shown
 from .transport import Opened, Patience, StaleError, TransientError
 
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Status codes that another attempt may not meet."""
+_MOST_DIGITS = 18  # of a number of bytes in a header
+_RETRIED = frozenset({408, 425, 429})
+_LASTING = frozenset({501, 505})  # not implemented, no such version of HTTP
+
+
+def is_retried(status: int) -> bool:
+    """Returns whether another attempt may not meet this status code: 408, 425, 429, and 5xx (also a proxy's own) but 501 and 505."""
+    return status in _RETRIED or (status >= 500 and status not in _LASTING)
 
 
 @contextlib.contextmanager
@@ -52,7 +58,7 @@ def _respond(url: str, offset: int, validator: str, patience: Patience) -> http.
         error.close()
         if error.code == 416:
             raise StaleError("the file is shorter than what was downloaded of it; starting over") from None
-        if error.code in RETRIED:
+        if is_retried(error.code):
             raise TransientError(f"HTTP {error.code} {error.reason}", retry_after(error.headers.get("Retry-After"))) from None
         raise DataError(f"{shown(url)}: HTTP {error.code} {redacted(str(error.reason))}") from None
     except TimeoutError:
@@ -64,10 +70,12 @@ def _respond(url: str, offset: int, validator: str, patience: Patience) -> http.
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to http."""
+    """Follows redirects to http and https, but not from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> urllib.request.Request | None:
-        """Returns the request to the new address; raises DataError when it is no longer encrypted."""
+        """Returns the request to the new address; raises DataError when that is no longer encrypted, or of another scheme."""
+        if scheme_of(newurl) not in HTTP:
+            raise DataError(f"{shown(req.full_url)}: redirects to {shown(newurl)}, which is neither http nor https")
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             raise DataError(f"{shown(req.full_url)}: redirects to {shown(newurl)}, which is not encrypted")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -77,13 +85,19 @@ def _extent(response: http.client.HTTPResponse, offset: int) -> tuple[int, int |
     """Returns where the answer's bytes begin, and the size of the whole file (None: not said)."""
     length = response.headers.get("Content-Length", "")
     if response.status != 206:
-        return 0, int(length) if length.isdecimal() else None
+        return 0, _bytes(length)
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     stretch, _, whole = rest.partition("/")
     first = stretch.partition("-")[0]
-    if unit != "bytes" or not first.isdecimal():
+    start = _bytes(first)
+    if unit != "bytes" or start is None:
         raise TransientError("the server answers with a range and does not say which")
-    return int(first), int(whole) if whole.isdecimal() else None
+    return start, _bytes(whole)
+
+
+def _bytes(number: str) -> int | None:
+    """Returns a number of bytes in a header; None where there is none, or one that no file has."""
+    return int(number) if number.isdecimal() and len(number) <= _MOST_DIGITS else None
 
 
 def _validator(response: http.client.HTTPResponse) -> str:
@@ -100,7 +114,7 @@ def retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -67,7 +67,7 @@ def join(address: str, name: str) -> str:
     if scheme_of(address) not in HTTP:
         return f"{address.rstrip('/')}/{name}"
     parts = urllib.parse.urlsplit(address)
-    path = f"{parts.path.rstrip('/')}/{urllib.parse.quote(name)}"
+    path = f"{parts.path.rstrip('/')}/{urllib.parse.quote(os.fsencode(name))}"
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 

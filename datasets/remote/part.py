@@ -29,15 +29,21 @@ class Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def note(self, url: str) -> dict[str, Any] | None:
-        """Returns the note on the bytes so far; None when there are none, or they are of another address.
+        """Returns {"url", "validator", "total"} of the bytes so far; None when there are none, of another address, or the note is damaged.
 
         Addresses are noted as they are shown, without a signature, which is another one each time.
         """
         try:
             note = json.loads(self._note.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return note if isinstance(note, dict) and note.get("url") == shown(url) and self.size else None
+        known = isinstance(note, dict) and note.get("url") == shown(url) and isinstance(note.get("validator"), str)
+        return note if known and isinstance(note.get("total"), int | None) and self.size else None
+
+    def total(self, url: str) -> int | None:
+        """Returns the size that the server gave the whole file; None where it gave none."""
+        note = self.note(url)
+        return None if note is None else note["total"]
 
     def discard(self) -> None:
         """Removes both."""

@@ -9,7 +9,7 @@ from ...cli.errors import BambooError
 from .cache import Remote, ShardCache
 
 _AGAIN_AFTER_S = 5.0
-_IDLE_S = 60.0  # the thread keeps its client, and so its connections, between one shard and the next
+_IDLE_S = 10.0  # the thread keeps its client, and so its connections, between one shard and the next
 
 
 class Prefetcher:
@@ -34,7 +34,7 @@ class Prefetcher:
             room -= wanted.size_bytes
             if room < 0:  # more would push out what is needed sooner
                 break
-            if not self._cache.touch(wanted):
+            if not self._cache.touch(wanted):  # at every call: what is not touched now may be pushed out by what comes next
                 missing.append(wanted)
         with self._changed:
             self._waiting = missing

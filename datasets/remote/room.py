@@ -2,6 +2,9 @@
 
 Files are called by their SHA-256: `HASH` is whole, `HASH.part` (with `HASH.part.json`) is not, `HASH.lock` is held by whoever downloads
 it and is as long as the file will be. Nothing else is touched. All is decided under one lock, which is held for moments.
+
+Those who share a folder may have different limits. Each holds `limits/BYTES` locked for as long as it uses the folder, and all keep to
+the greatest of them: a smaller one that counted alone would wait for ever for room that others always have, and remove what they need.
 """
 
 import contextlib
@@ -12,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from .locks import is_locked, locked, try_lock
+from .locks import SharedLock, is_locked, locked, try_lock
 
 _NAME = re.compile(r"([0-9a-f]{64})(|\.part|\.lock|\.part\.json)")
 _LEFT_BY_A_WRITER = re.compile(r"\.[0-9a-f]{64}\..*\.tmp")
 _ABANDONED_AFTER_S = 3600.0
+_FUTURE_NS = 10 * 10**9  # a file changed later than so from now is of a clock that was wrong
 
 
 class _Held(NamedTuple):
@@ -50,10 +54,14 @@ def lock_path(path: Path) -> Path:
 
 
 class Room:
-    """The bounded content of a folder; whoever asks for room holds the lock of the file that is to come."""
+    """The bounded content of a folder; whoever asks for room holds the lock of the file that is to come.
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder, self._limit_bytes = folder, limit_bytes
+    Args:
+        held_limit: tells others of the limit, from the first `reserve` on for as long as it lives; None: one of this object.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int, held_limit: SharedLock | None = None) -> None:
+        self._folder, self._limit_bytes, self._held_limit = folder, limit_bytes, held_limit or SharedLock()
 
     def used_bytes(self) -> int:
         """Returns the bytes of all files, whole or not, with what is promised to downloads under way."""
@@ -62,19 +70,35 @@ class Room:
     def reserve(self, path: Path, size: int, announce: Callable[[int], None]) -> bool:
         """Makes room for `path` within the limit, removing what was not used for longest, and promises it; False: others have it all."""
         with locked(self._folder / "lock"):
+            limit_bytes = self._greatest_limit()
             content = self._scan(spare=path)
-            if content.kept_bytes + size > self._limit_bytes:
+            if content.kept_bytes + size > limit_bytes:
                 return False
-            excess = content.total_bytes + size - self._limit_bytes
+            excess = content.total_bytes + size - limit_bytes
             if self._remove(content, excess) < excess:  # somebody has just begun to go on with one
                 return False
             announce(size)
             return True
 
-    def give_up(self, needed_bytes: int, spare: Path) -> int:
-        """Removes files of `needed_bytes` in all, since the disk is full; returns how many bytes went, not counting `spare`'s."""
+    def give_up(self, needed_bytes: int, free_bytes: int, spare: Path) -> int:
+        """Removes files, since the disk is full, and returns their bytes, not counting `spare`'s; none where all would not be enough.
+
+        Args:
+            needed_bytes: what is to be written.
+            free_bytes: what the disk has free.
+        """
         with locked(self._folder / "lock"):
-            return self._remove(self._scan(spare), needed_bytes)
+            content = self._scan(spare)
+            if free_bytes + sum(file.size for file in content.free_to_go) < needed_bytes:
+                return 0
+            return self._remove(content, needed_bytes)
+
+    def _greatest_limit(self) -> int:
+        """Returns the greatest limit of those who use the folder, ours among them; the caller holds the folder's lock."""
+        limits = self._folder / "limits"
+        self._held_limit.hold(limits / str(self._limit_bytes))
+        others = [path for path in limits.iterdir() if path.name.isdecimal() and int(path.name) > self._limit_bytes]
+        return max([self._limit_bytes, *(int(path.name) for path in others if is_locked(path))])
 
     def _scan(self, spare: Path | None) -> _Content:
         """Returns what there is, without `spare` in any form."""
@@ -83,18 +107,18 @@ class Room:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # another process finished or removed it
                     self._take_in(entry, sizes)
-        free_to_go, kept = [], 0
+        free_to_go, kept, latest_ns = [], 0, time.time_ns() + _FUTURE_NS
         for digest, forms in sizes.items():
             path = self._folder / digest
             if spare is not None and digest == spare.name:
                 continue
             if "" in forms:
-                free_to_go.append(_Held(forms[""].st_mtime_ns, path, forms[""].st_size))
+                free_to_go.append(_Held(_used_ns(forms[""], latest_ns), path, forms[""].st_size))
             unfinished = forms[".part"].st_size if ".part" in forms else 0
             if ".lock" in forms and is_locked(lock_path(path)):
                 kept += 0 if "" in forms else max(unfinished, forms[".lock"].st_size)
             elif ".part" in forms:
-                free_to_go.append(_Held(forms[".part"].st_mtime_ns, part_path(path), unfinished))
+                free_to_go.append(_Held(_used_ns(forms[".part"], latest_ns), part_path(path), unfinished))
         return _Content(sorted(free_to_go), kept)
 
     def _take_in(self, entry: "os.DirEntry[str]", sizes: dict[str, dict[str, os.stat_result]]) -> None:
@@ -114,6 +138,11 @@ class Room:
                 file.path.unlink(missing_ok=True)
                 gone += file.size
         return gone
+
+
+def _used_ns(about: os.stat_result, latest_ns: int) -> int:
+    """Returns when a file was last used; one of the future counts as unused for longest, else it would stay for good."""
+    return about.st_mtime_ns if about.st_mtime_ns <= latest_ns else 0
 
 
 def _remove_part(part: Path) -> bool:

@@ -1,9 +1,13 @@
 """What a store may be able to do beyond `ImageStore`, and what becomes of one that is not."""
 
+import contextlib
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..images import Encoded, UnreadableImageError
@@ -25,6 +29,21 @@ class TwoStepStore(Protocol):
 
 
 @runtime_checkable
+class LabelledStore(Protocol):
+    """A store that finds the labels of some samples without a column of all."""
+
+    def labels_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns int64[B] class ids, -1 for sample -1."""
+
+
+def labels_of(store: ImageStore, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Returns int64[B] class ids of some samples, -1 for sample -1."""
+    if isinstance(store, LabelledStore):
+        return store.labels_of(samples)
+    return np.where(samples >= 0, store.labels[samples], -1).astype(np.int64)
+
+
+@runtime_checkable
 class ShardedStore(Protocol):
     """A store of shards, which knows where a sample lies without touching the disk."""
 
@@ -40,32 +59,53 @@ class ExpectingStore(Protocol):
         """Takes the ordinals of the shards in use and of those to come, in that order; all others may go."""
 
 
-class Expectation:
-    """Tells a store which shards come next, when that changes."""
+class _Told:
+    """What the store was last told in this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._told = [-1]
+        self.lock = threading.Lock()
+        self.numbers = range(0)
+        self.shards: list[int] | None = None
 
-    def tell(self, store: ImageStore, order: "Ahead", position: int, num_ahead: int) -> None:
-        """Tells `store`, where it can listen, the shards that the plan uses from `position` on."""
+
+class Expectation:
+    """Tells a store which shards come next, when that changes; of several workers of one process the furthest speaks for all."""
+
+    def __init__(self) -> None:
+        self._by_process: dict[int, _Told] = {}  # a forked child has a store that knows nothing, and a lock that nobody holds
+
+    def tell(self, store: ImageStore, number: int, num_before: int, shards: Callable[[], list[int]]) -> None:
+        """Tells `store`, where it can listen, what batch `number` and the `num_before` before it, which others may be making, read.
+
+        `shards` returns it, and what comes next. A batch that a later one has spoken for already changes nothing.
+        """
         if not isinstance(store, ExpectingStore):
             return
-        with self._lock:
-            shards = order.shards_ahead(position, num_ahead)
-            if shards != self._told:
-                self._told = shards
-                store.expect(shards)
+        told = self._here()
+        with told.lock:
+            if number in told.numbers:
+                return
+            told.numbers = range(number - num_before, number + 1)
+            expected = shards()
+            if expected != told.shards:
+                told.shards = expected
+                store.expect(expected)
+
+    def let_go(self, store: ImageStore) -> None:
+        """Tells `store` that nothing is read any more, where it was told otherwise in this process."""
+        told = self._here()
+        if isinstance(store, ExpectingStore) and told.lock.acquire(blocking=False):  # else a worker hangs in it, which was left behind
+            with contextlib.ExitStack() as free:
+                free.callback(told.lock.release)
+                was_told, told.numbers, told.shards = bool(told.shards), range(0), None
+                if was_told:
+                    store.expect([])
+
+    def _here(self) -> _Told:
+        return self._by_process.setdefault(os.getpid(), _Told())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Expectation, ()
-
-
-class Ahead(Protocol):
-    """A plan that knows the shards to come."""
-
-    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        """Returns the shards in use at a position, then the next `num_ahead` that come into use."""
 
 
 def place_of(store: ImageStore, sample: int) -> str:

@@ -11,7 +11,7 @@ from ...cli.errors import DataError
 from ..augment.crops import View
 from ..remote.fetching import Fetching, fetches_to
 from ..stores import ImageStore
-from .access import UNREADABLE, TwoStepStore
+from .access import UNREADABLE, TwoStepStore, labels_of
 from .policies import BadSamples, Replaced
 from .stages import Stage, StageClock
 
@@ -68,8 +68,7 @@ def assemble(
                 ids[row] = slot.replaced_by
     clock.enter(_COLLATE)
     shown = np.array(ids, np.int64)
-    valid = shown >= 0
-    return Columns(np.where(valid, store.labels[shown], -1).astype(np.int64), shown, valid, rows.places, tuple(replaced))
+    return Columns(labels_of(store, shown), shown, shown >= 0, rows.places, tuple(replaced))
 
 
 class _Loading:

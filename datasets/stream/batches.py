@@ -4,6 +4,7 @@ A worker is asked for a batch by its number and computes everything else from it
 number of workers, and going on after batch n means asking for batch n + 1.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -18,7 +19,7 @@ from ..counters import key, mix, uniforms
 from ..plan.order import Visits
 from ..plan.slices import rank_slice
 from ..stores import ImageStore
-from .access import Expectation, place_of
+from .access import Expectation, ShardedStore, place_of
 from .assemble import Columns, Rows, assemble
 from .policies import FAIL, BadSamples, Replaced
 from .stages import Stage, StageClock
@@ -44,12 +45,18 @@ class BatchSource(Protocol):
     def shape(self) -> tuple[int, int, int, int]:
         """[B, S, S, 3] of the images of every batch."""
 
-    def make(self, number: int, images: torch.Tensor, clock: StageClock) -> Columns:
+    def make(self, number: int, images: torch.Tensor, clock: StageClock, num_before: int = 0) -> Columns:
         """Fills `images`, uint8[B, S, S, 3], with batch `number`, telling `clock` what it does, and returns its columns.
+
+        Args:
+            num_before: how many batches before it others may still be making, so that what they read is kept at hand.
 
         Raises:
             DataError: naming shard and sample, when one cannot be read.
         """
+
+    def let_go(self) -> None:
+        """Lets go of what was kept at hand; called when nobody in this process makes batches any more."""
 
     def place_of(self, sample: int) -> str:
         """Returns where a sample lies, for messages, without touching the disk."""
@@ -61,8 +68,8 @@ class Plan(Protocol):
     def take(self, start: int, stop: int) -> Visits:
         """Returns the visits at positions start ≤ p < stop."""
 
-    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        """Returns the shards in use at a position, then the next `num_ahead` that come into use."""
+    def shards_in(self, first: int, last: int, num_ahead: int) -> list[int]:
+        """Returns the shards in use at the positions first ≤ p ≤ last, then the next `num_ahead` that come into use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +90,6 @@ class TrainBatches:
     store: ImageStore
     order: Plan
     view: View
-    seed: int
     global_batch_size: int
     rank: int
     world_size: int
@@ -112,12 +118,12 @@ class TrainBatches:
     def _slice(self) -> range:
         return rank_slice(self.global_batch_size, self.rank, self.world_size, self.unit)
 
-    def make(self, number: int, images: torch.Tensor, clock: StageClock) -> Columns:
+    def make(self, number: int, images: torch.Tensor, clock: StageClock, num_before: int = 0) -> Columns:
         """Fills `images` with this rank's part of global batch `number`."""
         clock.enter(Stage.PLAN)
         first = self.offset + number * self.global_batch_size
         assert first >= 0
-        self._expectation.tell(self.store, self.order, first // self.repeats, self.num_ahead)
+        self._expectation.tell(self.store, number, num_before, lambda: self._shards(number, num_before))
         rows = np.arange(self._slice.start, self._slice.stop)
         copies, inside = np.divmod(rows, self.global_batch_size // self.repeats)
         positions = first // self.repeats + inside
@@ -145,6 +151,15 @@ class TrainBatches:
         ids = visits.ids[positions - start]
         return ids, uniforms(keys, ids, self.view.num_draws)
 
+    def _shards(self, number: int, num_before: int) -> list[int]:
+        """Returns the shards that batch `number` and the `num_before` before it read, on all ranks, which share a cache; then the next."""
+        start, stop = (self.offset + batch * self.global_batch_size for batch in (number - num_before, number + 1))
+        return self.order.shards_in(start // self.repeats, stop // self.repeats - 1, self.num_ahead)
+
+    def let_go(self) -> None:
+        """Has the store let go of its files."""
+        self._expectation.let_go(self.store)
+
     def place_of(self, sample: int) -> str:
         """Returns where a sample lies, for messages."""
         return place_of(self.store, sample)
@@ -164,6 +179,9 @@ class EvalBatches:
     rank: int = 0
     world_size: int = 1
     bad_samples: BadSamples = FAIL
+    num_ahead: int = 2
+    """Shards beyond those in use that the store is told to expect."""
+    _expectation: Expectation = dataclasses.field(default_factory=Expectation, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return -(-len(self.store) // (self.batch_size * self.world_size))
@@ -173,14 +191,41 @@ class EvalBatches:
         """[B, S, S, 3] of every batch's images."""
         return self.batch_size, self.view.size, self.view.size, 3
 
-    def make(self, number: int, images: torch.Tensor, clock: StageClock) -> Columns:
+    def make(self, number: int, images: torch.Tensor, clock: StageClock, num_before: int = 0) -> Columns:
         """Fills `images` with batch `number` of this rank."""
         clock.enter(Stage.PLAN)
-        start = (number * self.world_size + self.rank) * self.batch_size
+        start = self._start(number)
+        if isinstance(self.store, ShardedStore):
+            self._expectation.tell(self.store, number, num_before, lambda: self._shards(number, num_before))
         places = np.arange(start, start + self.batch_size)
         ids = np.where(places < len(self.store), places, -1)
         rows = Rows(ids, np.zeros((self.batch_size, 0)), places)
         return assemble(self.store, self.view, rows, images, clock, self.bad_samples, _nobody)
+
+    def _start(self, number: int) -> int:
+        return (number * self.world_size + self.rank) * self.batch_size
+
+    def _shards(self, number: int, num_before: int) -> list[int]:
+        """Returns the shards of batch `number` and the `num_before` before it, then the next that this rank reads."""
+        shards = dict.fromkeys(shard for batch in range(number - num_before, number + 1) for shard in self._shards_of(batch))
+        most = len(shards) + self.num_ahead
+        while len(shards) < most:  # leaps over the batches that read no other shard
+            last = next(reversed(shards), -1)
+            number = bisect.bisect_right(range(len(self)), last, lo=number + 1, key=lambda batch: max(self._shards_of(batch), default=last))
+            if number >= len(self):
+                break
+            shards |= dict.fromkeys(self._shards_of(number))
+        return list(shards)[:most]
+
+    def _shards_of(self, number: int) -> range:
+        """Returns the ordinals of the shards that hold a batch of this rank."""
+        assert isinstance(self.store, ShardedStore)
+        first, last = self._start(number), min(self._start(number) + self.batch_size, len(self.store)) - 1
+        return range(self.store.shard_of(first)[0], self.store.shard_of(last)[0] + 1) if first <= last else range(0)
+
+    def let_go(self) -> None:
+        """Has the store let go of its files."""
+        self._expectation.let_go(self.store)
 
     def place_of(self, sample: int) -> str:
         """Returns where a sample lies, for messages."""

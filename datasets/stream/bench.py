@@ -59,10 +59,12 @@ class Measured:
         for name, spent in self.spent_s.items():
             rate = self.images * self.workers / spent if spent and name != "wait" else None
             stages[name] = {"images_per_s": rate, "us": spent / self.images * 1e6, "share": spent / total}
+        slowest = max(self.spent_s, key=self.spent_s.__getitem__)
         if self.transfer_s:
             share = self.transfer_s * self.images / self.wall_s
             stages["transfer"] = {"images_per_s": 1 / self.transfer_s, "us": self.transfer_s * 1e6, "share": share}
-        slowest = max(stages, key=lambda name: stages[name]["share"] or 0.0)
+            if share > 1 - self.spent_s.get("wait", 0.0) / total:  # the link is busier than the workers: it is what all wait for
+                slowest = "transfer"
         return {
             "images": self.images,
             "wall_s": self.wall_s,
@@ -93,7 +95,7 @@ def measure(shards: Shards, config: BenchSettings) -> Measured:
     device = _device(config.device)
     view = TrainView(config.image_size, scale=_SCALE, ratio=_RATIO, flip=_FLIP, interpolation=config.interpolation)
     order = Order(shards.shard_counts, seed=config.seed, window=config.window)
-    source = TrainBatches(shards, order, view, config.seed, config.batch_size, rank=0, world_size=1)
+    source = TrainBatches(shards, order, view, config.batch_size, rank=0, world_size=1)
     loader = Loader(source, range(sys.maxsize), workers=config.workers, prefetch=config.prefetch, kind=config.kind, hold=HOLD)
     with loader:
         batches = feed(loader, device)

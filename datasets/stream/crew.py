@@ -15,15 +15,17 @@ Outcome = Columns | Exception
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The batches `numbers` of a source, to be made in turn into the slots of a ring."""
+    """The batches `numbers` of a source, to be made in turn into the slots of a ring, `ahead` of them while one is waited for."""
 
     source: BatchSource
     numbers: range
     ring: Ring
+    ahead: int = 0
 
     def make(self, turn: int, clock: StageClock) -> Columns:
         """Makes the batch of that turn; raises what the source raises."""
-        columns = self.source.make(self.numbers[turn], self.ring.slot(turn), clock)
+        number = self.numbers[turn]
+        columns = self.source.make(number, self.ring.slot(turn), clock, number - self.numbers[max(turn - self.ahead, 0)])
         clock.enter(Stage.WAIT)
         return columns
 
@@ -31,14 +33,14 @@ class Task:
         """Returns the columns of the batch of that turn, or what its consumer shall raise."""
         try:
             return self.make(turn, clock)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the consumer raises it)
+        except BaseException as error:  # noqa: BLE001 (whatever it is, the consumer raises it: it would wait for ever for a dead thread)
             return _portable(error)
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> Exception:
     """Returns an exception that says the same and survives pickling, which subclasses with arguments of their own do not.
 
-    A defect crosses to the consumer as text, its traceback included.
+    A defect, and what is no Exception (a library's panic, sys.exit), crosses to the consumer as text, its traceback included.
     """
     for kind in (UserError, DataError):
         if isinstance(error, kind):
@@ -61,7 +63,7 @@ class Crew(Protocol):
         """Returns who a worker is, and how it ended where it did."""
 
     def close(self) -> None:
-        """Ends the workers; no slot is written any more."""
+        """Ends the workers: none begins another batch. One that hangs may be left behind, with the slot of its turn, which nobody has."""
 
 
 class MainThread:

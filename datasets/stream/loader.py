@@ -70,7 +70,7 @@ class Loader:
         self._source, self._numbers, self._ahead, self._owner = source, numbers, workers * prefetch, os.getpid()
         # When batch n is taken, batch n + ahead is asked for; with `hold` slots more than that, it goes where batch n - hold lay.
         self._ring = Ring(source.shape, self._ahead + hold, max(workers, 1))
-        task = Task(source, numbers, self._ring)
+        task = Task(source, numbers, self._ring, self._ahead)
         self._crew = _hire(task, workers, kind)
         self._watchdog = Watchdog(watch or Watch(), self._describe)
 
@@ -92,6 +92,7 @@ class Loader:
         if os.getpid() == self._owner:  # a fork that drops its copy of us ends nobody
             self._watchdog.__exit__(kind, error, trace)
             self._crew.close()
+            self._source.let_go()
         del self._watchdog, self._crew  # they know us: a circle would keep the ring in memory until the next collection
 
     def __iter__(self) -> Iterator[Batch]:

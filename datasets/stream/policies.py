@@ -63,17 +63,26 @@ class BadSampleList:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        self._close()
 
     def add(self, slots: Iterable[Replaced]) -> int:
-        """Lists what is new among `slots` and returns how many that were; raises OSError where the file cannot be written."""
+        """Lists what is new among `slots` and returns how many that were; raises OSError, naming the file, where it cannot be written."""
         new = {(slot.place, slot.sample): slot for slot in slots if (slot.place, slot.sample) not in self._listed}
         if new:
             lines = "".join(slot.line for slot in new.values())
-            os.write(self._open(), lines.encode("utf-8", "surrogateescape"))
+            self._write(lines.encode("utf-8", "surrogateescape"))
             self._listed |= new.keys()
         return len(new)
+
+    def _write(self, data: bytes) -> None:
+        """Writes all of it; what a full disk cuts short, the next line does not follow on the same line."""
+        try:
+            descriptor = self._open()
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError as error:
+            self._close()
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _open(self) -> int:
         """Returns the file, ready for the next whole line."""
@@ -86,6 +95,11 @@ class BadSampleList:
             elif os.pread(self._descriptor, 1, size - 1) != b"\n":  # a line that a full disk cut short
                 os.write(self._descriptor, b"\n")
         return self._descriptor
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _slots(file: Path) -> Iterable[tuple[int, int]]:

@@ -35,14 +35,17 @@ class Processes:
         self._workers: list[BaseProcess] = []
         # Before the interpreter, at its end, asks daemons politely and waits: ours do not listen to SIGTERM.
         self._end = util.Finalize(self, _kill, args=(self._workers, self._pipes), exitpriority=100)
+        method = context.get_start_method()
+        parent = 0 if method == "forkserver" else os.getpid()
         for worker in range(num_workers):
             ours, theirs = context.Pipe()
+            self._pipes.append(ours)
+            inherited = tuple(self._pipes) if method == "fork" else ()
             process = context.Process(  # type: ignore[attr-defined]  # typeshed has it on the concrete contexts only
-                target=_work, args=(task, worker, theirs), name=f"bamboo-loader-{worker}", daemon=True
+                target=_work, args=(task, worker, theirs, parent, inherited), name=f"bamboo-loader-{worker}", daemon=True
             )
             process.start()
             theirs.close()
-            self._pipes.append(ours)
             self._workers.append(process)
 
     def ask(self, turn: int) -> None:
@@ -99,11 +102,18 @@ def _kill(workers: list[BaseProcess], pipes: list[connection.Connection]) -> Non
         pipe.close()
 
 
-def _work(task: Task, worker: int, pipe: connection.Connection) -> None:
-    """Makes the batches whose turns come through the pipe, for as long as the process at its other end lives."""
+def _work(task: Task, worker: int, pipe: connection.Connection, parent: int, inherited: tuple[connection.Connection, ...]) -> None:
+    """Makes the batches whose turns come through the pipe, for as long as the process at its other end lives.
+
+    Args:
+        parent: id of that process, where this one is its child.
+        inherited: the other ends, of which a fork has copies; while one is open, nobody sees that the process has ended.
+    """
     for number in _PARENTS_BUSINESS:  # a job's signals go to all its processes; what they mean, the main process decides
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    for other_end in inherited:
+        other_end.close()
     torch.set_num_threads(1)
     clock = StageClock(task.ring.readings.row(worker))
     while True:
@@ -115,7 +125,15 @@ def _work(task: Task, worker: int, pipe: connection.Connection) -> None:
 
 
 def _follow(parent: int) -> None:
-    """Ends this process when its parent is gone, also in the middle of a read that hangs."""
-    while os.getppid() == parent:
+    """Ends this process when the one that wanted it is gone, also in the middle of a read that hangs, and before it has begun."""
+    while _lives(parent):
         time.sleep(_LOOK_EVERY_S)
     os._exit(1)
+
+
+def _lives(parent: int) -> bool:
+    """Whether the process lives that this one works for; 0: it is no child of it, but of a server of forks."""
+    if parent:
+        return os.getppid() == parent
+    wanted_by = multiprocessing.parent_process()
+    return wanted_by is not None and wanted_by.is_alive()

@@ -97,11 +97,16 @@ class Ring:
         self._look(num_workers)
 
 
-def _available_bytes() -> int:
-    """Returns the memory that the machine has left, at most what this job's control group may hold at all."""
+def _available_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the memory that the machine has left, at most what this job's control group has left; cached files count as left."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for folder, limit, used, cached in (
+        (groups, "memory.max", "memory.current", ("active_file", "inactive_file")),
+        (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+    ):
         with contextlib.suppress(OSError, ValueError):  # another version of control groups, or no limit (`max`)
-            left = min(left, int(Path(limit).read_text()))
+            most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            left = min(left, max(most - taken + sum(int(stat.get(name, 0)) for name in cached), 0))
     return left

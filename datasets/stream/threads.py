@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 
 import torch
 
@@ -9,7 +10,7 @@ from .assemble import Columns
 from .crew import Outcome, Task
 from .stages import StageClock
 
-_PATIENCE_S = 5.0  # for a thread that is in the middle of a batch when the stream ends
+_PATIENCE_S = 5.0  # for all threads that are in the middle of a batch when the stream ends
 
 
 class Threads:
@@ -61,9 +62,10 @@ class Threads:
         return f"thread {self._threads[worker].name}"
 
     def close(self) -> None:
-        """Ends the threads. One that hangs in a read is left behind; it ends with the process."""
+        """Ends the threads. Those that hang in a read are left behind; they end after it, or with the process."""
         self._ended = True
         for _ in self._threads:
             self._turns.put(None)
+        deadline = time.monotonic() + _PATIENCE_S
         for thread in self._threads:
-            thread.join(_PATIENCE_S)
+            thread.join(max(deadline - time.monotonic(), 0))

@@ -33,6 +33,19 @@ def test_permute_puts_every_value_everywhere() -> None:
     assert ((counts - 500) ** 2 / 500).sum() < 186
 
 
+@pytest.mark.parametrize("size", [9, 16, 36, 64, 100, 1100])
+def test_permute_leaves_no_trace_between_values(size: int) -> None:
+    """χ² of π(i + side) - π(i), where side is what a Feistel half spans, over many keys: below twice its degrees of freedom."""
+    side, num_keys = int(np.ceil(size**0.5)), 400_000 // size
+    numbers, counts = np.arange(size), np.zeros(size)
+    for seed in range(num_keys):
+        values = permute(numbers, size, key(11, seed))
+        counts += np.bincount((values[(numbers + side) % size] - values) % size, minlength=size)
+    expected = num_keys * size / (size - 1)
+    assert counts[0] == 0
+    assert ((counts[1:] - expected) ** 2 / expected).sum() < 2 * (size - 2)
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_permute_reaches_all_small_permutations(size: int) -> None:
     """Every one of size! orders occurs within 3,000 keys."""

@@ -102,7 +102,7 @@ def test_shard_writers_folders_stream_with_the_right_pixels(tmp_path: Path, bamb
     shards = Shards.open(folder)
     urls = [str(folder / entry.name) for entry in shards.manifest.shards]
     theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
-    source = TrainBatches(shards, Order(shards.shard_counts, seed=3, window=2), WHOLE, 3, 6, 0, 1)
+    source = TrainBatches(shards, Order(shards.shard_counts, seed=3, window=2), WHOLE, 6, 0, 1)
     seen = []
     for batch in load_batches(source, range(5), workers=workers):
         for image, label, sample in zip(batch.images, batch.labels.tolist(), batch.ids.tolist(), strict=True):

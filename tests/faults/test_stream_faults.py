@@ -28,8 +28,19 @@ from bamboo.datasets.stream.batches import TrainBatches
 from bamboo.datasets.stream.loader import load_batches
 from tests.datasets.stream.fakes import Pictures, Shuffled, Stamp
 hanging = int(Shuffled().take(13, 14).ids[0])
-batches = load_batches(TrainBatches(Pictures(hanging=hanging), Shuffled(), Stamp(), 0, 10, 0, 1), range(1000), workers=3)
+batches = load_batches(TrainBatches(Pictures(hanging=hanging), Shuffled(), Stamp(), 10, 0, 1), range(1000), workers=3)
 next(batches)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+time.sleep(60)
+"""
+
+FORKING = """
+import multiprocessing, os, time
+from bamboo.datasets.stream.batches import TrainBatches
+from bamboo.datasets.stream.loader import Loader
+from tests.datasets.stream.fakes import Pictures, Shuffled, Stamp
+os.register_at_fork(after_in_child=lambda: time.sleep(1))
+loader = Loader(TrainBatches(Pictures(), Shuffled(), Stamp(), 10, 0, 1), range(1000), workers=3)
 print(*[child.pid for child in multiprocessing.active_children()], flush=True)
 time.sleep(60)
 """
@@ -44,7 +55,7 @@ class Wide(Stamp):
     def __call__(self, image, draws):
         return super().__call__(image, draws)[:, :1, :1].expand(3, 256, 256)
 assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize <= 2**16
-print(sum(len(batch.ids) for batch in load_batches(TrainBatches(Pictures(), Shuffled(), Wide(), 0, 10, 0, 1), range(6), workers=2)))
+print(sum(len(batch.ids) for batch in load_batches(TrainBatches(Pictures(), Shuffled(), Wide(), 10, 0, 1), range(6), workers=2)))
 """
 
 LISTING = """
@@ -56,6 +67,25 @@ for place in range(10**9):
     listed.add([Replaced(place, place, "shard-0.tar:" + "x" * 200, "damaged", place + 1)])
     if place == 100:
         print("begun", flush=True)
+"""
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from bamboo.datasets.stream.policies import BadSampleList, Replaced
+path, count = Path(sys.argv[1]), 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+with BadSampleList(path) as listed:
+    for place in range(0, 90, 9):
+        slots = [Replaced(place + step, 0, "shard-0.tar:x", "damaged", 5) for step in range(9)]
+        try:
+            count += listed.add(slots)
+        except OSError as error:
+            print(count, error.filename)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            print(listed.add(slots))
+            break
 """
 
 
@@ -88,6 +118,23 @@ def test_workers_end_with_their_parent() -> None:
     while any(lives(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [worker for worker in workers if lives(worker)]
+
+
+def test_workers_end_with_a_parent_that_they_never_saw() -> None:
+    """SIGKILL of the main process before its workers have begun, as in a slow fork: they end all the same."""
+    process = start(FORKING)
+    assert process.stdout is not None
+    workers = [int(word) for word in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    assert len(workers) == 3
+    deadline = time.monotonic() + 10
+    while any(lives(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [worker for worker in workers if lives(worker)]
+    for worker in left:
+        os.kill(worker, signal.SIGKILL)
+    assert not left
 
 
 def test_an_interpreter_that_ends_takes_its_workers_along() -> None:
@@ -126,6 +173,17 @@ def test_a_killed_list_holds_whole_lines(tmp_path: Path) -> None:
         assert listed.add(slots) == 0
 
 
+def test_a_full_disk_loses_no_line_in_silence(tmp_path: Path) -> None:
+    """A file that may not grow beyond 1,000 bytes, and nine lines a batch: an error that names it; once it may, they are all listed."""
+    path = tmp_path / "bad.tsv"
+    output, errors = start(FULL, path).communicate(timeout=30)
+    count, named, again = output.split()
+    assert (named, again) == (str(path), "9"), errors
+    with BadSampleList(path) as listed:
+        assert listed.add([Replaced(place, 0, "", "", 5) for place in range(int(count) + 9)]) == 0
+    assert 0 < int(count) < 81
+
+
 @pytest.fixture
 def damaged(pool: Path, tmp_path: Path) -> Path:
     """A copy of the training shards: once opened, its second shard loses its end and one image of the fourth is overwritten."""
@@ -136,7 +194,7 @@ def batches(shards: Shards, rank: int = 0, world_size: int = 1) -> TrainBatches:
     """Returns batches of 12 with a policy that goes beyond all but a whole shard."""
     view = TrainView(16, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bilinear")
     order = Order(shards.shard_counts, seed=0, window=2)
-    return TrainBatches(shards, order, view, 0, 12, rank, world_size, bad_samples=BadSamples(12))
+    return TrainBatches(shards, order, view, 12, rank, world_size, bad_samples=BadSamples(12))
 
 
 def test_damaged_shards_are_streamed_around(pool: Path, damaged: Path) -> None:

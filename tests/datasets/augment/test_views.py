@@ -120,6 +120,9 @@ class _Source:
             images[row] = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(3, 40, 40).permute(1, 2, 0)
         return Columns(ids, ids, ids >= 0, ids)
 
+    def let_go(self) -> None:
+        pass
+
 
 def test_equal_bits_in_any_worker() -> None:
     """Loaded by 0 and by 2 worker processes: equal batches."""

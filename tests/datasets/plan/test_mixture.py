@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,17 +41,29 @@ def test_every_epoch_has_its_quotas(amounts: list[int], seed: int) -> None:
 
 
 def test_any_stretch_has_the_shares() -> None:
-    """70 %, 25 % and 5 % of 100,000 places: every aligned block of 1,024 within one place per folder, a batch of 256 within 5 σ."""
+    """70 %, 25 % and 5 % of 100,000 places: every aligned block of 1,024 within two places per folder, a batch of 256 within 5 σ."""
     amounts = [70_000, 25_000, 5_000]
     order = mixed(amounts)
     source_of = np.repeat([0, 1, 2], [700, 90, 5])[order.take(0, 100_000).ids]
     for start in range(0, 99_000, 1024):
         counted = np.bincount(source_of[start : start + 1024], minlength=3)
-        assert np.abs(counted - 1024 * np.array(amounts) / 1e5).max() <= 3
+        assert np.abs(counted - 1024 * np.array(amounts) / 1e5).max() <= 2
     batches = source_of[: 256 * 390].reshape(390, 256)
     share = (batches == 1).mean(1)
     assert np.abs(share - 0.25).max() < 5 * (0.25 * 0.75 / 256) ** 0.5
     assert share.std() > 0.3 * (0.25 * 0.75 / 256) ** 0.5, "places must be permuted, not periodic"
+
+
+@pytest.mark.parametrize("num_small", [10, 40, 100])
+def test_many_folders_have_their_shares(num_small: int) -> None:
+    """One folder of half of all places among many small ones: in every block the small ones within 1, the large one within √n."""
+    amounts = [num_small * 1000] + [1000] * num_small
+    order = mixed(amounts, sizes=tuple([[40]] * (num_small + 1)))
+    sources = order.take(0, 2 * num_small * 1000 // 1024 * 1024).ids // 40
+    counted = np.array([np.bincount(block, minlength=num_small + 1) for block in sources.reshape(-1, 1024)])
+    off = np.abs(counted - 1024 * np.array(amounts) / sum(amounts))
+    assert off[:, 1:].max() <= 2
+    assert off[:, 0].max() <= max(2.0, num_small**0.5)
 
 
 def test_mixture_inclusion_over_200_epochs() -> None:
@@ -78,7 +91,9 @@ def test_shards_ahead_number_through_the_folders() -> None:
     order = mixed([500, 225, 17])
     shard_of = np.repeat(np.arange(11), [*SIZES[0], *SIZES[1], *SIZES[2]])
     for place in range(0, 1400, 13):
-        assert int(shard_of[order.take(place, place + 1).ids[0]]) in order.shards_ahead(place, 0)
+        assert int(shard_of[order.take(place, place + 1).ids[0]]) in order.shards_in(place, place, 0)
+        read = set(shard_of[order.take(place, place + 300).ids].tolist())
+        assert read <= set(order.shards_in(place, place + 299, 0)) <= set(order.shards_in(place, place + 299, 1))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,17 @@ def test_amounts_that_do_not_fit_are_refused(texts: list[str], epoch: int | None
     """Shares with gaps, lengths given twice, nothing at all: UserError with the setting."""
     with pytest.raises(UserError, match=message):
         quotas([parse_source(text) for text in texts], [700, 90], epoch)
+
+
+def test_amounts_are_read_as_they_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of samples are refused with what was meant; a folder really called so has no amount, unless one is added."""
+    with pytest.raises(UserError, match=r"give @0\.3%, for repeats @0\.3x"):
+        parse_source("b@0.3")
+    monkeypatch.chdir(tmp_path)
+    assert (parse_source("imagenet@224").location, parse_source("imagenet@224").value) == ("imagenet", 224)
+    (tmp_path / "imagenet@224").mkdir()
+    assert parse_source("imagenet@224").location == "imagenet@224"
+    assert (parse_source("imagenet@224@2x").location, parse_source("imagenet@224@2x").value) == ("imagenet@224", 2)
 
 
 def test_a_location_keeps_its_own_at_sign() -> None:

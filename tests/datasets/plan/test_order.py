@@ -64,11 +64,22 @@ def test_shards_ahead_are_the_shards_read(counts: list[int], window: int, ahead:
     """What is read at a position is among its shards; without reading ahead these are no more than the window."""
     order, total = Order(counts_of(counts), seed=3, window=window), sum(counts)
     place %= 2 * total
-    shards = order.shards_ahead(place, ahead)
+    shards = order.shards_in(place, place, ahead)
     assert int(shards_of(counts_of(counts), order.take(place, place + 1).ids)[0]) in shards
     assert len(set(shards)) == len(shards) <= window + ahead
     if ahead:
-        assert shards[: len(order.shards_ahead(place, 0))] == order.shards_ahead(place, 0)
+        assert shards[: len(order.shards_in(place, place, 0))] == order.shards_in(place, place, 0)
+
+
+@given(counts=COUNTS, window=st.integers(1, 8), ahead=st.integers(0, 4), place=st.integers(0, 10**6), length=st.integers(1, 40))
+def test_shards_of_a_stretch(counts: list[int], window: int, ahead: int, place: int, length: int) -> None:
+    """Those of its positions one by one, in that order, and then those that come after its last one."""
+    order, place = Order(counts_of(counts), seed=3, window=window), place % (2 * sum(counts))
+    one_by_one = [shard for position in range(place, place + length) for shard in order.shards_in(position, position, 0)]
+    last = order.shards_in(place + length - 1, place + length - 1, ahead)
+    shards = order.shards_in(place, place + length - 1, ahead)
+    assert set(shards) == {*one_by_one, *last}
+    assert shards[: len(set(one_by_one))] == list(dict.fromkeys(one_by_one))
 
 
 def test_reading_slides_through_the_shards() -> None:
@@ -76,7 +87,7 @@ def test_reading_slides_through_the_shards() -> None:
     counts = counts_of([50] * 40)
     order = Order(counts, seed=0, window=4)
     shard_of = shards_of(counts, order.take(0, 2000).ids)
-    used = [tuple(sorted(order.shards_ahead(place, 0))) for place in range(2000)]
+    used = [tuple(sorted(order.shards_in(place, place, 0))) for place in range(2000)]
     slots = [(shards, len(list(places))) for shards, places in itertools.groupby(used)]
     assert len(slots) == 40
     assert all(len(shards) == 4 and 40 <= length <= 60 for shards, length in slots)
@@ -113,19 +124,30 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_a_pair_of_rows_meets_as_often_as_by_chance() -> None:
-    """400 epochs of 8 shards of 6 rows, window 4: how often each pair of rows of a shard lands in one slot, against its mean (5 σ)."""
+    """600 epochs of 8 shards of 6 rows, window 4: hands of 2, 2, 1, 1 hold each pair of rows 2 times in 15 (5 σ)."""
     counts = counts_of([6] * 8)
     order = Order(counts, seed=5, window=4)
     together = np.zeros((6, 6))
-    for epoch in range(400):
-        ids = order.take(epoch * 48, epoch * 48 + 48).ids
-        slots = np.empty(48, np.int64)
-        slots[ids] = np.arange(48) // 6
-        rows = slots[:6]
-        together += rows[:, None] == rows[None]
+    for epoch in range(600):
+        plan = order._plan(epoch)
+        slots = np.searchsorted(plan._starts, np.arange(48), side="right") - 1
+        slot_of = np.empty(48, np.int64)
+        slot_of[order.take(epoch * 48, epoch * 48 + 48).ids] = slots
+        rows = slot_of.reshape(8, 6)
+        together += (rows[:, :, None] == rows[:, None, :]).sum(0)
     pairs = together[np.triu_indices(6, 1)]
-    mean = pairs.mean()
-    assert np.abs(pairs - mean).max() < 5 * (mean * (1 - mean / 400)) ** 0.5
+    chance, trials = 2 / 15, 600 * 8
+    assert np.abs(pairs / trials - chance).max() < 5 * (chance * (1 - chance) / trials) ** 0.5
+
+
+@given(counts=COUNTS, window=st.integers(1, 30))
+def test_slot_sizes_are_the_sums_of_their_hands(counts: list[int], window: int) -> None:
+    """The sizes by differences against adding up hand by hand."""
+    plan = Order(counts_of(counts), seed=2, window=window)._plan(0)
+    if plan._num_hands > 1:
+        places = np.arange(len(plan._items))
+        slow = sum(np.roll(plan._hand(places, hand)[1], hand) for hand in range(plan._num_hands))
+        assert np.array_equal(np.diff(plan._starts), slow)
 
 
 @given(batch=st.integers(1, 50), world_size=st.integers(1, 9), unit=st.sampled_from([1, 2]))

@@ -71,6 +71,22 @@ def test_two_coupled_epochs_see_everything_once(tmp_path: Path) -> None:
     assert not np.array_equal(ids[0, :140], ids[1, :140])
 
 
+@pytest.mark.parametrize(("size", "length"), [(1, 10), (1, 40), (2, 10), (50, 40)])
+def test_any_two_rows_may_meet(tmp_path: Path, size: int, length: int) -> None:
+    """Shards of which each gives less than one row: how often two rows of different shards are drawn together, against chance (6 σ)."""
+    counts = np.full(100 if size == 1 else 50, size, np.int64)
+    total, epochs = int(counts.sum()), 800
+    rates = compiled(tmp_path, counts, np.ones(total), epoch_samples=length)
+    order = Order(counts, seed=7, window=4, rates=rates)
+    seen = np.zeros((epochs, len(counts)))
+    for epoch, ids in enumerate(order.take(0, epochs * length).ids.reshape(epochs, length)):
+        seen[epoch] = np.bincount(ids // size, minlength=len(counts)) > 0
+    together = (seen.T @ seen)[np.triu_indices(len(counts), 1)] / epochs
+    chance = seen.mean() * (seen.mean() * len(counts) - 1) / (len(counts) - 1)
+    assert np.abs(together - chance).max() < 6 * (chance * (1 - chance) / epochs) ** 0.5
+    assert together.min() > 0 or chance * epochs < 12
+
+
 def test_copies_of_a_sample_are_set_apart(tmp_path: Path) -> None:
     """A sample taken up to six times an epoch: its visits have different keys, and neighbours hold it less than 3 × chance."""
     counts = np.full(20, 50, np.int64)
@@ -138,6 +154,7 @@ def test_balance_is_the_class_frequency_to_the_power(tmp_path: Path) -> None:
         (np.ones(TOTAL), {"epoch_samples": 10_000}, "cannot be drawn; allowed: 1 to 2,832"),
         (np.full(TOTAL, 1.5), {"probabilities": True, "max_repeats": 1.0}, "a probability of 1.5 is above 1"),
         (np.ones((TOTAL, 2)), {}, "one .npy column"),
+        (np.concatenate([1e300 ** (np.arange(120) / 119), np.ones(TOTAL - 120) * 1e-300]), {"max_repeats": 1.0}, "orders of magnitude"),
         (None, {"balance": 1.0}, "needs labels, and sample 0 has none"),
     ],
 )
@@ -161,6 +178,19 @@ def test_a_damaged_column_is_named(tmp_path: Path) -> None:
         open_rates(tmp_path / "rates", COUNTS)
     with pytest.raises(DataError, match="truncated"):
         rates.of_shard(4)
-    (tmp_path / "weights.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match="rates"):
+        open_rates(tmp_path / "rates", COUNTS, verify=True)
     with pytest.raises(DataError, match="no readable weight column"):
         open_rates(tmp_path / "nowhere", COUNTS)
+
+
+def test_an_altered_column_is_found(tmp_path: Path) -> None:
+    """Sixty rates zeroed behind the run's back: named when its hash is compared, and when its shard is read, never an IndexError."""
+    rates = compiled(tmp_path, COUNTS, WEIGHTS)
+    with (tmp_path / "rates" / "rates.npy").open("r+b") as file:
+        file.seek(rates.data_offset + 4 * 160)
+        file.write(b"\0" * 240)
+    with pytest.raises(DataError, match="altered"):
+        open_rates(tmp_path / "rates", COUNTS, verify=True)
+    with pytest.raises(DataError, match="do not add up"):
+        Order(COUNTS, seed=0, window=9, rates=open_rates(tmp_path / "rates", COUNTS)).take(0, TOTAL)

@@ -81,7 +81,7 @@ def age(cache: ShardCache, wanted: Remote, seconds: float) -> None:
 
 def leftovers(cache: ShardCache) -> list[str]:
     """Returns the names of all that is not a whole file, an index, or the one lock that stays."""
-    return sorted(path.name for path in cache.folder.iterdir() if len(path.name) != 64 and path.name not in ("lock", "indexes"))
+    return sorted(path.name for path in cache.folder.iterdir() if len(path.name) != 64 and path.name not in ("lock", "indexes", "limits"))
 
 
 def test_the_longest_unused_goes_first(cache: ShardCache, server: Loopback, files: list[Remote]) -> None:

@@ -91,8 +91,9 @@ class Shuffled:
             keys[chosen] = key(2, epoch)
         return Visits(ids, keys)
 
-    def shards_ahead(self, start: int, num_ahead: int) -> list[int]:
-        return [(start // SHARD + step) % (self.num_samples // SHARD) for step in range(1 + num_ahead)]
+    def shards_in(self, first: int, last: int, num_ahead: int) -> list[int]:
+        steps = range(first // SHARD, last // SHARD + 1 + num_ahead)
+        return list(dict.fromkeys(step % (self.num_samples // SHARD) for step in steps))
 
 
 class Stamp:

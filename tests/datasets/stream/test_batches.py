@@ -20,7 +20,7 @@ from tests.datasets.stream.fakes import Expecting, Pictures, Row, Shuffled, Stam
 
 def source(rank: int = 0, world_size: int = 1, store: Any = None, batch: int = 12, **options: Any) -> TrainBatches:
     """Returns one rank's batches of the fake pool."""
-    return TrainBatches(store or Pictures(), Shuffled(), Stamp(), 0, batch, rank, world_size, **options)
+    return TrainBatches(store or Pictures(), Shuffled(), Stamp(), batch, rank, world_size, **options)
 
 
 def global_batch(number: int, world_size: int, **options: Any) -> list[Row]:
@@ -104,15 +104,32 @@ def test_what_does_not_fit_is_refused(options: dict[str, int], message: str) -> 
 
 
 def test_the_store_hears_which_shards_come_next() -> None:
-    """`expect` against the plan's own answer at each batch's first position, once for each list."""
+    """`expect` against the plan's own answer for all positions of each batch, once for each list; at the end nothing."""
     store = Expecting()
     for _ in load_batches(source(store=store, batch=6, num_ahead=1), range(6), workers=0):
         pass
-    assert store.expected == [[0, 1], [1, 2], [2, 3], [3, 0]]
+    assert store.expected == [[0, 1], [0, 1, 2], [1, 2], [1, 2, 3], [2, 3], [3, 0], []]
     copies = Expecting()
     for _ in load_batches(source(store=copies, batch=6, num_ahead=0, repeats=3), range(6), workers=0):
         pass
-    assert copies.expected == [[0], [1]], "six batches of two positions"
+    assert copies.expected == [[0], [1], []], "six batches of two positions"
+    wide = Expecting()
+    for _ in load_batches(source(store=wide, batch=24, num_ahead=0), range(1), workers=0):
+        pass
+    assert wide.expected == [[0, 1, 2], []]
+
+
+def test_the_store_hears_what_others_may_still_read() -> None:
+    """With two batches under way before it, batch 4 of six keeps the shards of positions 12 to 29; a stream's first looks back at none."""
+    for repeats, expected in ((1, [1, 2, 3]), (2, [0, 1, 2])):
+        store = Expecting()
+        batches = source(store=store, batch=6, num_ahead=1, repeats=repeats)
+        batches.make(4, torch.empty(batches.shape, dtype=torch.uint8), StageClock(), 2)
+        assert store.expected == [expected]
+    store = Expecting()
+    for _ in load_batches(source(store=store, batch=6, num_ahead=0), range(5, 8), workers=1, prefetch=2, kind="threads"):
+        pass
+    assert store.expected[0] in ([3], [3, 0]), "positions 30 to 35"
 
 
 def test_a_rank_without_rows() -> None:

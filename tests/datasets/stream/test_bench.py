@@ -64,6 +64,17 @@ def test_the_verdict_follows_the_shares() -> None:
     assert any("slowest: decode" in line for line in table("shards", summary))
 
 
+def test_a_link_is_the_limit_only_where_it_is_busier_than_the_workers() -> None:
+    """Transfer for 60 % of the wall clock: workers that are never idle are the limit all the same; beside idle ones, the link is."""
+
+    def slowest(**spent_s: float) -> Any:
+        return Measured(1000, 1.0, 2, spent_s, 0.5, 0.0006).summary()["slowest"]
+
+    assert slowest(read=0.9, decode=1.1) == "decode"
+    assert slowest(read=0.4, decode=0.5, wait=1.1) == "transfer"
+    assert slowest(read=0.5, decode=0.8, wait=0.7) == "decode"
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that is none, a device that is not there: exit code 2 and a word on it."""
     code, _, errors = bench(capsys, tmp_path / "nothing")

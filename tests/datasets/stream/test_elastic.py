@@ -28,7 +28,7 @@ def batches(order: SampleOrder, combination: Combination, numbers: range, batch:
     chosen: Literal["processes", "threads"] = "threads" if kind == "threads" else "processes"
     parts: list[list[list[Row]]] = []
     for rank in range(world_size):
-        source = TrainBatches(Pictures(1000), order, Stamp(), 0, batch, rank, world_size, offset=offset)
+        source = TrainBatches(Pictures(1000), order, Stamp(), batch, rank, world_size, offset=offset)
         loaded = load_batches(source, numbers, workers=workers, kind=chosen)
         parts.append([_rows(made) for made in loaded])
     return [list(itertools.chain(*batch_parts)) for batch_parts in zip(*parts, strict=True)]

@@ -64,7 +64,7 @@ def test_no_slot_is_written_before_its_copy_is_over(count: int) -> None:
 
 def test_on_a_cpu_nothing_is_copied() -> None:
     """Batches as the loader gives them, in the ring's own memory."""
-    with Loader(TrainBatches(Pictures(), Shuffled(), Stamp(), 0, 10, 0, 1), range(4), workers=1, hold=HOLD) as loader:
+    with Loader(TrainBatches(Pictures(), Shuffled(), Stamp(), 10, 0, 1), range(4), workers=1, hold=HOLD) as loader:
         begin = loader.slots.data_ptr()
         made: list[int] = []
         for batch in feed(loader, torch.device("cpu")):

@@ -21,14 +21,14 @@ from bamboo.datasets.stream.batches import TrainBatches
 from bamboo.datasets.stream.crew import Task
 from bamboo.datasets.stream.loader import Loader, WorkerKind, load_batches
 from bamboo.datasets.stream.processes import Processes
-from bamboo.datasets.stream.ring import Ring
+from bamboo.datasets.stream.ring import Ring, _available_bytes
 from tests.datasets.stream.fakes import Pictures, Shuffled, SlowStamp, Stamp, loader_threads, rows_of, shared_memory
 
 KINDS: list[WorkerKind] = ["processes", "threads"]
 
 
 def source(view: Any = None, **damage: Any) -> TrainBatches:
-    return TrainBatches(Pictures(**damage), Shuffled(), view or Stamp(), 0, 10, 0, 1)
+    return TrainBatches(Pictures(**damage), Shuffled(), view or Stamp(), 10, 0, 1)
 
 
 def num_descriptors() -> int:
@@ -65,14 +65,15 @@ def test_slots_hold_until_so_many_batches_more_are_taken(kind: Any, hold: int) -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_early_end_ends_the_workers(kind: Any) -> None:
-    """The generator closed after one of many batches, and one never begun: no thread, process or descriptor is left."""
+    """The generator closed after one of many batches, and a loader never asked for one: no thread, process or descriptor is left."""
     gc.collect()
     before = num_descriptors()
     batches: Any = load_batches(source(SlowStamp()), range(1000), workers=2, kind=kind)
     next(batches)
     assert len(loader_threads() + multiprocessing.active_children()) == 2
     batches.close()
-    load_batches(source(), range(1000), workers=2, kind=kind)
+    with Loader(source(), range(1000), workers=2, kind=kind):
+        assert len(loader_threads() + multiprocessing.active_children()) == 2
     assert not loader_threads()
     assert not multiprocessing.active_children()
     del batches
@@ -87,6 +88,53 @@ def test_a_defect_keeps_its_traceback(kind: Any) -> None:
     assert not isinstance(caught.value, DataError)
     assert "in __call__" in str(caught.value)
     assert not loader_threads() + multiprocessing.active_children()
+
+
+class PanicError(BaseException):
+    """What the panic of a decoder in another language becomes: no Exception."""
+
+
+class Panicking(Stamp):
+    """A view that panics."""
+
+    def __call__(self, image: torch.Tensor, draws: Any) -> torch.Tensor:
+        raise PanicError("a panic")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_panic_ends_the_stream(kind: Any) -> None:
+    """A BaseException in a worker: RuntimeError with its traceback, where a thread that died would be waited for for ever."""
+
+    def hangs(*_: object) -> None:
+        raise TimeoutError("the stream hangs")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(20)
+    try:
+        with pytest.raises(RuntimeError, match="PanicError: a panic"):
+            list(load_batches(source(Panicking()), range(3), workers=1, kind=kind))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_threads_that_hang_are_waited_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads in reads that hang, and a patience of half a second: the end comes after that half second, not three of them."""
+    monkeypatch.setattr("bamboo.datasets.stream.threads._PATIENCE_S", 0.5)
+    gate, hanging = tmp_path / "gate", int(Shuffled().take(0, 1).ids[0])
+    stuck = TrainBatches(Pictures(hanging=hanging, gate=gate), Shuffled(), Stamp(), 40, 0, 1)  # a batch is an epoch
+    with Loader(stuck, range(3), workers=3, prefetch=1, kind="threads") as loader:
+        for turn in range(3):
+            loader._crew.ask(turn)
+        while any(loader.readings.moment(worker).sample != hanging for worker in range(3)):
+            time.sleep(0.01)
+        started = time.monotonic()
+    assert time.monotonic() - started < 1.2
+    gate.touch()
+    deadline = time.monotonic() + 10
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not loader_threads(), "once they can, they end"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,6 +285,25 @@ def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="No space left on device"):
         next(iter(load_batches(source(), range(10), workers=1)))
     assert num_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "cached"),
+    [
+        (".", ("memory.max", "memory.current"), "active_file"),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+def test_memory_that_the_job_has_taken_is_not_left(tmp_path: Path, folder: str, names: tuple[str, str], cached: str) -> None:
+    """A control group of either version with 10 MB, 7 of them in use, 2 of them for cached files: 5 are left; else the machine's."""
+    machine = _available_bytes(tmp_path)
+    assert machine > 10**7
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, text in zip((*names, "memory.stat"), ("10000000", "7000000", f"anon 5000000\n{cached} 2000000\n"), strict=True):
+        (tmp_path / folder / name).write_text(text)
+    assert _available_bytes(tmp_path) == 5_000_000
+    (tmp_path / folder / names[0]).write_text("max\n")
+    assert _available_bytes(tmp_path) > 10**7
 
 
 def test_nothing_lies_in_dev_shm() -> None:

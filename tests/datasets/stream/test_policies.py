@@ -20,7 +20,7 @@ NUM_BATCHES = 8  # of 10: two epochs
 
 
 def batches(store: Pictures, rank: int = 0, world_size: int = 1, policy: BadSamples = REPLACE, **options: Any) -> TrainBatches:
-    return TrainBatches(store, Shuffled(), Stamp(), 0, 10, rank, world_size, bad_samples=policy, **options)
+    return TrainBatches(store, Shuffled(), Stamp(), 10, rank, world_size, bad_samples=policy, **options)
 
 
 def at(*positions: int) -> frozenset[int]:

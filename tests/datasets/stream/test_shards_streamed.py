@@ -30,7 +30,7 @@ def shards(pool: Path) -> Shards:
 
 def source(shards: Shards, rank: int = 0, world_size: int = 1, seed: int = 0, unit: int = 1) -> TrainBatches:
     """Returns one rank's training batches."""
-    return TrainBatches(shards, Order(shards.shard_counts, seed=seed, window=2), VIEW, seed, GLOBAL_BATCH, rank, world_size, unit)
+    return TrainBatches(shards, Order(shards.shard_counts, seed=seed, window=2), VIEW, GLOBAL_BATCH, rank, world_size, unit)
 
 
 def joined(batches: Iterable[Rows]) -> Rows:

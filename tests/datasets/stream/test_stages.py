@@ -58,7 +58,7 @@ def test_the_clock_costs_a_sample_next_to_nothing() -> None:
 @pytest.mark.parametrize("kind", ["processes", "threads"])
 def test_workers_stages_are_read_from_here(kind: Any) -> None:
     """A view that sleeps a millisecond: the clocks of two workers show it as cropping, images × 1 ms of it."""
-    source = TrainBatches(Pictures(), Shuffled(), SlowStamp(), 0, 10, 0, 1)
+    source = TrainBatches(Pictures(), Shuffled(), SlowStamp(), 10, 0, 1)
     with Loader(source, range(6), workers=2, kind=kind) as loader:
         assert sum(len(batch.labels) for batch in loader) == 60
         spent = [loader.readings.spent_s(worker) for worker in range(2)]
@@ -82,7 +82,7 @@ class Plain:
 def test_a_store_that_only_loads() -> None:
     """Reading and decoding are one stage, and its samples have numbers only."""
     store: Any = Plain()
-    with Loader(TrainBatches(store, Shuffled(), SlowStamp(), 0, 10, 0, 1), range(2), workers=0) as loader:
+    with Loader(TrainBatches(store, Shuffled(), SlowStamp(), 10, 0, 1), range(2), workers=0) as loader:
         assert [len(batch.labels) for batch in loader] == [10, 10]
         spent = loader.readings.spent_s(0)
     assert spent[Stage.LOAD] > 0

@@ -83,7 +83,7 @@ def test_a_read_that_hangs_is_named(kind: Any, tmp_path: Path) -> None:
     """A sample that is read only after the report: rank, stage, shard, sample and this thread's stack are said; then all goes on."""
     said, gate = io.StringIO(), tmp_path / "gate"
     hanging = int(Shuffled().take(13, 14).ids[0])
-    source = TrainBatches(Pictures(hanging=hanging, gate=gate), Shuffled(), Stamp(), 0, 10, 0, 1)
+    source = TrainBatches(Pictures(hanging=hanging, gate=gate), Shuffled(), Stamp(), 10, 0, 1)
 
     def open_gate() -> None:
         deadline = time.monotonic() + 10
@@ -104,7 +104,7 @@ def test_a_read_that_hangs_is_named(kind: Any, tmp_path: Path) -> None:
 def test_a_training_step_that_hangs_is_named() -> None:
     """A consumer that does not come back: said in a few tenths of a second; the thread ends with the stream."""
     said = io.StringIO()
-    source = TrainBatches(Pictures(), Shuffled(), Stamp(), 0, 10, 0, 1)
+    source = TrainBatches(Pictures(), Shuffled(), Stamp(), 10, 0, 1)
     batches = load_batches(source, range(4), workers=0, watch=Watch(stall_s=0.1, stream=said))
     next(batches)
     time.sleep(0.5)
