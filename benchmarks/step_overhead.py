@@ -32,6 +32,8 @@ from bamboo.pretrain.log import JsonLines
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
 from bamboo.pretrain.optimizer import NoAverage, create_optimizer, create_schedule
+from bamboo.pretrain.preemption import Vote
+from bamboo.pretrain.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 
 MODELS: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny_patch16_224": {"img_size": 64}}
@@ -92,6 +94,7 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
         accumulate=1,
         evaluate=_nothing,
         save=_nothing,
+        vote=Vote(StopSignals(), ranks),
     )
 
 
