@@ -26,9 +26,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(config: PretrainSettings, signals: StopSignals) -> int:
     from ..model_zoo.ranks import start_ranks  # torch is imported only once the settings are known to be right
+    from .engines.choice import check_engine
     from .pool import open_pool
     from .run import Run
 
+    check_engine(config)
     pool = open_pool(config)
     if config.dry_run:
         sys.stdout.write(

@@ -28,12 +28,15 @@ from .config import PretrainSettings
 from .curves import draw_curves
 from .engines.choice import open_engine
 from .evaluate import evaluate
-from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb
+from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb, read_log
+from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
 from .optimizer import create_optimizer, create_schedule
 from .pool import Pool
+from .preemption import StopRequested, Vote
 from .sampling import open_order
+from .signals import StopSignals
 from .trainer import Cadence, Trainer
 from .writer import Writer
 
@@ -46,10 +49,11 @@ _PINNED_RUN = ("duration", "accumulate", "seed", "precision", "ema_decay")  # th
 
 
 class Run:
-    """A run on one rank, built and ready: `Run(config, pool, ranks).execute()`."""
+    """A run on one rank, built and ready: `Run(config, pool, ranks, signals).execute()`."""
 
-    def __init__(self, config: PretrainSettings, pool: Pool, ranks: Ranks) -> None:
-        self._config, self._pool, self._ranks = config, pool, ranks
+    def __init__(self, config: PretrainSettings, pool: Pool, ranks: Ranks, signals: StopSignals) -> None:
+        self._config, self._pool, self._ranks, self._signals = config, pool, ranks, signals
+        self._vote, self._marker = Vote(signals, ranks), Marker(config.run.folder)
         self._objective = Objective(config.objective, config.run.seed)
         if ranks.world_size * self._objective.unit * config.run.accumulate > config.run.global_batch_size:
             raise UserError(
@@ -83,21 +87,55 @@ class Run:
         self._peak, self._peak_source = peak_flops(ranks.device, config.run.precision)
 
     def execute(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to the end; exports the model."""
+        """Trains from the newest checkpoint, or from the start, to the end; exports the model.
+
+        Raises:
+            Stopped: on all ranks, when any was asked to stop.
+        """
         done = self._resume()
+        if self._marker.is_of_this_launch(self._ranks):
+            self._signals.is_saved = True
+            raise Stopped(done.step, done.samples, 0)
         offset = done.samples - done.step * self._config.run.global_batch_size  # not 0 once the batch size has changed
         total = self._pool.lengths.last_step(self._config.run.duration, offset)
         order, self._plan_version = open_order(self._config, self._pool, self._ranks, done.samples // self._config.data.repeats)
         self._logger = self._open_loggers(done, total)
         try:
+            self._catch_up(done, total)
             if done.step < total:
                 batches = self._batches.training(order, range(done.step, total), offset)
                 with self._writer:  # whatever ends the training: what was to be saved is written first
                     self._trainer(offset, total).train(batches, done.step)
             self._export(max(done.step, total))
+            if self._ranks.is_first:
+                self._marker.write(max(done.step, total), FINISHED)
+        except Stopped as stopped:
+            self._tell(stopped)
+            raise
         finally:
             self._logger.close()
             self._engine.close()
+
+    def _tell(self, stopped: Stopped) -> None:
+        """Writes the last row and the marker, and returns once no rank has anything left to lose: the launcher ends the slower ones."""
+        self._logger.write({"kind": "stop", "step": stopped.step, "samples": stopped.samples, "signal": stopped.signal})
+        if self._ranks.is_first:
+            self._marker.write(stopped.step, stopped.signal)
+        self._logger.close()
+        self._logger = Loggers([])
+        self._ranks.barrier()
+        self._signals.is_saved = True
+
+    def _catch_up(self, done: Position, total: int) -> None:
+        """Makes up for an evaluation that was due where the run stands and was interrupted."""
+        every = max(self._pool.lengths.steps(self._config.run.eval_every), 1)
+        missing = self._ranks.is_first and done.step not in {row["step"] for row in read_log(self._config.run.folder, "eval")}
+        if done.step == 0 or not (done.step == total or done.step % every == 0) or not self._ranks.from_first("missing" if missing else ""):
+            return
+        try:
+            self._evaluate(done.step)
+        except StopRequested as request:
+            raise Stopped(done.step, done.samples, request.number) from None
 
     def _trainer(self, offset: int, total: int) -> Trainer:
         run, lengths = self._config.run, self._pool.lengths
@@ -119,6 +157,7 @@ class Run:
             accumulate=run.accumulate,
             evaluate=self._evaluate,
             save=self._save,
+            vote=self._vote,
         )
 
     def _evaluate(self, step: int) -> None:
@@ -126,7 +165,7 @@ class Run:
             return
         batches = self._batches.validation(self._pool.val)
         with self._engine.lend(self._average.shards) as module:
-            score = evaluate(module, self._normalize, batches, self._ranks, self._config.run.precision)
+            score = evaluate(module, self._normalize, batches, self._ranks, self._config.run.precision, self._vote)
         self._score = (step, score.top1)
         self._logger.write({"kind": "eval", "step": step, **dataclasses.asdict(score)})
         if self._ranks.is_first:

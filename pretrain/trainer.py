@@ -14,12 +14,13 @@ from ..datasets.plan.slices import rank_slice
 from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
-from .engine import Engine
+from .average import Average
+from .engines.engine import Engine
 from .log import Logger
 from .marker import Stopped
 from .meter import Meter
 from .objective import Objective
-from .optimizer import Average, Schedule
+from .optimizer import Schedule
 from .preemption import StopRequested, Vote
 
 _DROPOUT = 5  # what the key is for; 1 to 4 are the data's and the objective's
@@ -120,7 +121,7 @@ class Trainer:
             self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
             share += loss.detach()
         gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1))
-        self.average.update(self.engine.module)
+        self.average.update()
         return share, gradient_norm
 
     def _go_on(self, buffers: list[torch.Tensor]) -> None:
