@@ -77,6 +77,8 @@ def hand_over(source: Path, target: Path, step: int) -> None:
         if int(path.name.removeprefix("step-")) > step:
             shutil.rmtree(path)
     shutil.rmtree(target / "export")
+    rows = [line for line in (target / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= step]
+    (target / "log.jsonl").write_text("".join(row + "\n" for row in rows))
 
 
 if __name__ == "__main__":
