@@ -5,6 +5,7 @@ when all that failed say so, or, after a signal that torchrun passed on, when ra
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
             return EXIT_DONE
         return EXIT_RESUMABLE if reason else 128 + ended.sigval
     except ChildFailedError as failed:
-        stopped = {failure.exitcode for failure in failed.failures.values()} == {EXIT_RESUMABLE}
+        codes = {failure.exitcode for failure in failed.failures.values()}
+        stopped = EXIT_RESUMABLE in codes and codes <= {EXIT_RESUMABLE, -signal.SIGTERM}  # torchrun ends those that are slower to end
         if not stopped:
             sys.stderr.write(f"{failed}\n")
         return EXIT_RESUMABLE if stopped else EXIT_FAILURE

@@ -70,7 +70,9 @@ def test_the_handlers_of_before_are_put_back() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ends", "code"), [("exit 75", 75), ("exit 0", 0), ("exit $((75 - 72 * LOCAL_RANK))", 1)])
+@pytest.mark.parametrize(
+    ("ends", "code"), [("exit 75", 75), ("exit 0", 0), ("exit $((75 - 72 * LOCAL_RANK))", 1), ("exit $((75 - 75 * LOCAL_RANK))", 75)]
+)
 def test_the_launcher_passes_75_on(ends: str, code: int) -> None:
     """Two ranks that are shells: 75 where both end with it, 0, and 1 as torchrun has it where one ends with something else."""
     words = ["--standalone", "--nproc-per-node", "2", "--no-python", "bash", "-c", f"{ends}"]
