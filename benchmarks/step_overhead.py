@@ -25,13 +25,16 @@ from torch.nn.functional import cross_entropy
 from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import start_ranks
+from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.config import ObjectiveSettings, OptimizerSettings
 from bamboo.pretrain.duration import Lengths
-from bamboo.pretrain.engine import PlainEngine
+from bamboo.pretrain.engines.plain import PlainEngine
 from bamboo.pretrain.log import JsonLines
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
-from bamboo.pretrain.optimizer import NoAverage, create_optimizer, create_schedule
+from bamboo.pretrain.optimizer import create_optimizer, create_schedule
+from bamboo.pretrain.preemption import Vote
+from bamboo.pretrain.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 
 MODELS: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny_patch16_224": {"img_size": 64}}
@@ -82,7 +85,7 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
         objective=Objective(ObjectiveSettings(label_smoothing=SMOOTHING), seed=0),
         normalize=Normalize(Preprocessing(image_size=SIZE)),
         schedule=create_schedule(optimizer, settings, lengths),
-        average=NoAverage(model),
+        average=NoAverage(),
         ranks=ranks,
         logger=JsonLines(folder),
         meter=Meter(BATCH, 1.0, 1.0),
@@ -92,6 +95,7 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
         accumulate=1,
         evaluate=_nothing,
         save=_nothing,
+        vote=Vote(StopSignals(), ranks),
     )
 
 

@@ -4,7 +4,8 @@
         step-00001200/  model.safetensors  ema.safetensors?  optimizer.pt  state.json  (sizes and hashes of the other files)
         latest          the newest one's name, moved last
 
-`optimizer.pt` is read with weights-only loading; nothing else is a pickle.
+Every engine writes the same: whole tensors under timm's names, the optimiser's state by parameter name. `optimizer.pt` is read with
+weights-only loading; nothing else is a pickle. Version 1 numbered the optimiser's parameters; it is still read.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from ..cli.errors import DataError
 from ..datasets.atomic import fsync_folder, publish_folder, sha256_file, write_bytes, write_text
 from ..model_zoo.export import contiguous, read_weights
 
-FORMAT, VERSION = "bamboo-checkpoint", 1
+FORMAT, VERSION = "bamboo-checkpoint", 2
+_READ = (1, 2)
 
 State = Mapping[str, torch.Tensor]
 
@@ -49,18 +51,28 @@ class Checkpoint:
     model: State
     average: State | None
     optimizer: dict[str, Any]
+    """As `engines.portable` has it; of version 1, as `torch.optim.Optimizer.state_dict` had it."""
     pinned: dict[str, Any]
     """The settings and data hashes that a resumed run must share."""
+    top1: float | None = None
+    """Accuracy on the validation split after this very step, where it was measured before the state was saved."""
 
 
 class CheckpointFolder:
-    """The checkpoints of one run; rank 0 writes, every rank reads."""
+    """The checkpoints of one run; rank 0 writes, every rank reads.
 
-    def __init__(self, run: Path, keep: int) -> None:
-        self._folder, self._keep = run / "checkpoints", keep
+    Args:
+        run: the run folder.
+        keep: how many of the newest are kept.
+        best: how many of those with the best top-1 are kept besides; among equals the newest.
+        every: those after a multiple of so many steps are kept besides; 0: none.
+    """
+
+    def __init__(self, run: Path, keep: int, *, best: int = 0, every: int = 0) -> None:
+        self._folder, self._keep, self._best, self._every = run / "checkpoints", keep, best, every
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes a checkpoint, moves `latest` to it, then drops the oldest beyond `keep`.
+        """Writes a checkpoint, moves `latest` to it, then drops the old ones that are not to be kept.
 
         Raises:
             OSError: when it cannot be written; the checkpoints before are untouched and nothing half-written stays.
@@ -73,14 +85,14 @@ class CheckpointFolder:
         try:
             temporary.mkdir(parents=True)
             _write(temporary, checkpoint)
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one
+            if final.exists():  # damaged, and passed over when the run was resumed
+                shutil.rmtree(final)
             publish_folder(temporary, final)
             write_text(self._folder / "latest", final.name + "\n")
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        for old in self._by_age()[self._keep :]:
-            shutil.rmtree(old)
+        self._drop()
         fsync_folder(self._folder)
         return final
 
@@ -96,6 +108,18 @@ class CheckpointFolder:
     def _by_age(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"), reverse=True)
 
+    def _drop(self) -> None:
+        paths = self._by_age()
+        kept = set(paths[: self._keep])
+        if self._best:
+            scored = [(top1, path) for path in paths if (top1 := _top1(path)) is not None]
+            kept |= {path for _, path in sorted(scored, reverse=True)[: self._best]}
+        if self._every:
+            kept |= {path for path in paths if int(path.name.removeprefix("step-")) % self._every == 0}
+        for path in paths:
+            if path not in kept:
+                shutil.rmtree(path)
+
     def _sweep(self) -> None:
         for leftover in self._folder.glob(".step-*.tmp"):  # of a killed run
             shutil.rmtree(leftover)
@@ -105,7 +129,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Returns the checkpoint at `path`.
 
     Raises:
-        DataError: when it is damaged or of another version.
+        DataError: when it is damaged or of a version that is not read.
     """
     fault = _fault(path)
     if fault is not None:
@@ -118,6 +142,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         average=read_weights(average) if average.exists() else None,
         optimizer=_read_optimizer(path / "optimizer.pt"),
         pinned=tree["pinned"],
+        top1=tree.get("top1"),
     )
 
 
@@ -129,6 +154,14 @@ def _read_optimizer(path: Path) -> dict[str, Any]:
     return state
 
 
+def _top1(path: Path) -> float | None:
+    try:
+        value = json.loads((path / "state.json").read_bytes()).get("top1")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return float(value) if isinstance(value, int | float) else None
+
+
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     for name, data in _files(checkpoint):
         write_bytes(folder / name, data)
@@ -137,6 +170,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "version": VERSION,
         "position": dataclasses.asdict(checkpoint.position),
         "pinned": checkpoint.pinned,
+        "top1": checkpoint.top1,
         "versions": {"torch": torch.__version__},
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(folder.iterdir())},
     }
@@ -156,8 +190,8 @@ def _fault(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint folder, or None."""
     try:
         tree = json.loads((path / "state.json").read_bytes())
-        if (tree["format"], tree["version"]) != (FORMAT, VERSION):
-            return f"format {tree['format']} version {tree['version']}; this Bamboo reads {FORMAT} version {VERSION}"
+        if tree["format"] != FORMAT or tree["version"] not in _READ:
+            return f"format {tree['format']} version {tree['version']}; this Bamboo reads {FORMAT} versions {' and '.join(map(str, _READ))}"
         for name, known in tree["files"].items():
             file = path / name
             if not file.exists() or file.stat().st_size != known["bytes"] or sha256_file(file) != known["sha256"]:

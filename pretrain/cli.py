@@ -4,7 +4,8 @@ One process:   bamboo pretrain --config configs/pretrain/tiny_imagenet_resnet18.
 One node:      torchrun --nproc-per-node 8 -m bamboo.pretrain --config FILE
 Many nodes:    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m bamboo.pretrain --config FILE
 
-The same command on the same run.folder resumes from the newest checkpoint, on any number of ranks.
+The same command on the same run.folder resumes from the newest checkpoint, on any number of ranks. SIGTERM, SIGUSR1 or SIGINT (Ctrl-C)
+ends the run with its state saved and exit code 75; a second one, five seconds later, at once. On SLURM: bamboo slurm submit --help.
 """
 
 import sys
@@ -12,17 +13,24 @@ from collections.abc import Sequence
 
 from ..cli.arguments import parse
 from .config import PretrainSettings
+from .signals import StopSignals
 
 SETTINGS = {"": PretrainSettings}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `bamboo pretrain` and returns its exit code."""
-    config = parse(PretrainSettings, argv, prog="bamboo pretrain", doc=__doc__ or "")
+    with StopSignals() as signals:
+        return _run(parse(PretrainSettings, argv, prog="bamboo pretrain", doc=__doc__ or ""), signals)
+
+
+def _run(config: PretrainSettings, signals: StopSignals) -> int:
     from ..model_zoo.ranks import start_ranks  # torch is imported only once the settings are known to be right
+    from .engines.choice import check_engine
     from .pool import open_pool
     from .run import Run
 
+    check_engine(config)
     pool = open_pool(config)
     if config.dry_run:
         sys.stdout.write(
@@ -32,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     ranks = start_ranks(config.run.device)
     try:
-        Run(config, pool, ranks).execute()
+        Run(config, pool, ranks, signals).execute()
     finally:
         ranks.close()
     return 0

@@ -13,6 +13,7 @@ from ..datasets.augment.views import RAND_AUGMENT, Augment
 from ..datasets.plan.sources import parse_source
 from ..datasets.stream.loader import WorkerKind
 from .duration import Duration
+from .engines.compatible import optimizer_problem
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -268,10 +269,43 @@ class RunSettings:
     """How often the state is saved; it always is at the end."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """Further checkpoints kept: those of the best top-1 on data.val, where a checkpoint is due after the evaluation of the same step."""
+    keep_every: Duration | None = None
+    """Further checkpoints kept: those after every so many steps; none: none."""
+    background_saves: bool = True
+    """Checkpoints are copied to memory and written while training goes on; false: training waits until they are written."""
     tensorboard: bool = False
     """Write TensorBoard events (extra: tensorboard)."""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     """Write a wandb run (extra: wandb); offline needs no network."""
+
+
+@settings
+class EngineSettings:
+    """Who runs forward, backward and the optimiser step over the ranks. Any engine goes on from any other's checkpoint."""
+
+    kind: Literal["plain", "fsdp", "deepspeed"] = "plain"
+    """plain: one process or DistributedDataParallel; fsdp: PyTorch's FSDP2; deepspeed: ZeRO (extra: deepspeed)."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """kind=deepspeed: what is sharded over ranks: 0 nothing, 1 the optimiser's state, 2 the gradients too, 3 the weights too."""
+    offload: bool = False
+    """kind=deepspeed, zero_stage 1 to 3: keep the optimiser's state, and step, on the CPU."""
+    deepspeed_json: Path | None = None
+    """kind=deepspeed: a file of DeepSpeed's own settings, over what is derived from these; contradictions are errors."""
+    reshard: bool = True
+    """kind=fsdp: give up a block's gathered weights after its forward pass; false: keep them for its backward pass."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        found = []
+        ours = {"zero_stage": 1, "offload": False, "deepspeed_json": None} if self.kind != "deepspeed" else {}
+        for name, default in {**ours, **({"reshard": True} if self.kind != "fsdp" else {})}.items():
+            if getattr(self, name) != default:
+                found.append(f"{name}={getattr(self, name)}: kind={self.kind} does not use it; change kind, or leave it out")
+        if self.offload and not self.zero_stage:
+            found.append("offload=true: there is nothing to offload with zero_stage=0; allowed are 1 to 3")
+        return found
 
 
 @settings
@@ -283,6 +317,7 @@ class PretrainSettings:
     sampling: SamplingSettings = SamplingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    engine: EngineSettings = EngineSettings()
     run: RunSettings
     dry_run: bool = False
     """Check everything, print the plan of the run, and stop."""
@@ -294,7 +329,9 @@ class PretrainSettings:
 
     def problems(self) -> list[str]:
         """Returns what does not fit together."""
-        found = []
+        found = optimizer_problem(self.optimizer.name, self.engine.kind, self.engine.zero_stage)
+        if self.model.compile and self.engine.kind == "deepspeed" and self.engine.zero_stage == 3:
+            found.append("model.compile=true: not with engine.zero_stage=3; use zero_stage 0 to 2, or engine.kind=fsdp")
         if self.mixes and self.run.global_batch_size % 2:
             found.append(f"run.global_batch_size={self.run.global_batch_size}: mixup and cutmix blend pairs, so it must be even")
         if self.run.global_batch_size % self.data.repeats:

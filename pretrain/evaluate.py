@@ -13,6 +13,7 @@ from ..cli.errors import DataError
 from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
+from .preemption import Vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +27,16 @@ class Score:
 
 
 @torch.inference_mode()
-def evaluate(module: torch.nn.Module, normalize: Normalize, batches: Iterable[Batch], ranks: Ranks, precision: str) -> Score:
+def evaluate(
+    module: torch.nn.Module, normalize: Normalize, batches: Iterable[Batch], ranks: Ranks, precision: str, vote: Vote | None = None
+) -> Score:
     """Returns the score of `module` over all ranks' batches.
 
     Hits are counted as integers and rows that are padding or unlabelled are left out, so accuracies do not depend on the
     number of ranks; rank 0's buffers (batch-norm statistics) are used by all.
+
+    Raises:
+        StopRequested: at a boundary between batches, where a `vote` was for the end.
     """
     _share_buffers(module, ranks)
     was_training = module.training
@@ -38,6 +44,8 @@ def evaluate(module: torch.nn.Module, normalize: Normalize, batches: Iterable[Ba
     counts = torch.zeros(3, dtype=torch.int64, device=ranks.device)  # images, top-1 hits, top-5 hits
     loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
     for batch in batches:
+        if vote is not None:
+            vote.check("evaluation")
         images, labels = (tensor.to(ranks.device, non_blocking=True) for tensor in (batch.images, batch.labels))
         with torch.autocast(ranks.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits_BK = module(normalize(images)).float()

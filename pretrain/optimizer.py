@@ -1,11 +1,10 @@
-"""Optimiser, schedule and weight average, all from timm's factories."""
+"""Optimiser and schedule, from timm's factories."""
 
 from typing import Protocol
 
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 
 from ..cli.errors import UserError
 from .config import OptimizerSettings
@@ -17,25 +16,6 @@ class Schedule(Protocol):
 
     def step_update(self, num_updates: float) -> None:
         """Sets the learning rates for step `num_updates`, counted from 0."""
-
-
-class Average(Protocol):
-    """A moving average of the weights."""
-
-    module: torch.nn.Module
-
-    def update(self, model: torch.nn.Module) -> None:
-        """Takes in the weights after a step."""
-
-
-class NoAverage:
-    """No averaging: the weights themselves."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.module = model
-
-    def update(self, model: torch.nn.Module) -> None:
-        """Does nothing."""
 
 
 def create_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -76,9 +56,3 @@ def create_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSetting
         updates_per_epoch=1,
     )
     return schedule
-
-
-def create_average(model: torch.nn.Module, decay: float | None) -> Average:
-    """Returns an exponential moving average of the weights, or the weights themselves."""
-    average: Average = NoAverage(model) if decay is None else ModelEmaV3(model, decay=decay)
-    return average

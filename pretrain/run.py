@@ -23,19 +23,24 @@ from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
 from ..model_zoo.ranks import Ranks
+from .average import create_average
 from .batches import RunBatches
 from .checkpoint import Checkpoint, CheckpointFolder, Position, read_checkpoint
 from .config import PretrainSettings
 from .curves import draw_curves
-from .engine import PlainEngine
+from .engines.choice import open_engine
 from .evaluate import evaluate
-from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb
+from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb, read_log
+from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
-from .optimizer import NoAverage, create_average, create_optimizer, create_schedule
+from .optimizer import create_optimizer, create_schedule
 from .pool import Pool
+from .preemption import StopRequested, Vote
 from .sampling import open_plan
+from .signals import StopSignals
 from .trainer import Cadence, Trainer
+from .writer import Writer
 
 _PINNED = ("model", "objective", "optimizer")  # besides the parts of data and run that change the stream or the numbers
 _PINNED_DATA = (
@@ -46,10 +51,11 @@ _PINNED_RUN = ("duration", "accumulate", "seed", "precision", "ema_decay")  # th
 
 
 class Run:
-    """A run on one rank, built and ready: `Run(config, pool, ranks).execute()`."""
+    """A run on one rank, built and ready: `Run(config, pool, ranks, signals).execute()`."""
 
-    def __init__(self, config: PretrainSettings, pool: Pool, ranks: Ranks) -> None:
-        self._config, self._pool, self._ranks = config, pool, ranks
+    def __init__(self, config: PretrainSettings, pool: Pool, ranks: Ranks, signals: StopSignals) -> None:
+        self._config, self._pool, self._ranks, self._signals = config, pool, ranks, signals
+        self._vote, self._marker = Vote(signals, ranks), Marker(config.run.folder)
         self._objective = Objective(config.objective, config.run.seed)
         if ranks.world_size * self._objective.unit * config.run.accumulate > config.run.global_batch_size:
             raise UserError(
@@ -69,23 +75,28 @@ class Run:
         model = create_model(config.model.name, num_classes=len(pool.train.class_names), **self._model_args())
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
-        self._checkpoints = CheckpointFolder(config.run.folder, config.run.keep_checkpoints)
-        self._average = create_average(model, config.run.ema_decay)
-        self._engine = PlainEngine(
-            model,
-            create_optimizer(model, config.optimizer),
-            ranks,
-            precision=config.run.precision,
-            clip_norm=config.optimizer.clip_norm,
-            compile_model=config.model.compile,
-        )
+        every = max(pool.lengths.steps(config.run.keep_every), 1) if config.run.keep_every else 0
+        self._checkpoints = CheckpointFolder(config.run.folder, config.run.keep_checkpoints, best=config.run.keep_best, every=every)
+        self._writer = Writer(self._checkpoints, background=config.run.background_saves)
+        self._score: tuple[int, float] = (-1, 0.0)  # the newest evaluation: step and top-1
+        size = config.data.image_size
+        self._flops = training_flops(model, torch.zeros(1, 3, size, size, device=ranks.device))  # before an engine takes the model apart
+        build = functools.partial(create_optimizer, settings=config.optimizer)
+        self._engine = open_engine(config, model, build, ranks)
+        self._average = create_average(self._engine, config.run.ema_decay)
         self._batches = RunBatches(config, pool, ranks, self._objective.unit)
-        self._flops = training_flops(model, torch.zeros(1, 3, config.data.image_size, config.data.image_size, device=ranks.device))
         self._peak, self._peak_source = peak_flops(ranks.device, config.run.precision)
 
     def execute(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to the end; exports the model."""
+        """Trains from the newest checkpoint, or from the start, to the end; exports the model.
+
+        Raises:
+            Stopped: on all ranks, when any was asked to stop.
+        """
         done = self._resume()
+        if self._marker.is_of_this_launch(self._ranks):
+            self._signals.is_saved = True
+            raise Stopped(done.step, done.samples, 0)
         offset = done.samples - done.step * self._config.run.global_batch_size  # not 0 once the batch size has changed
         self._plan = open_plan(self._config, self._pool, self._ranks, self._position(done.samples))
         self._refuse_another_plan(done)
@@ -93,13 +104,41 @@ class Run:
         total = self._lengths.last_step(self._config.run.duration, offset)
         self._logger = self._open_loggers(done, total)
         try:
+            self._catch_up(done, total)
             if done.step < total:
                 batches = self._batches.training(self._plan.order, range(done.step, total), offset)
-                self._trainer(offset, total).train(batches, done.step)
+                with self._writer:  # whatever ends the training: what was to be saved is written first
+                    self._trainer(offset, total).train(batches, done.step)
+            self._export(max(done.step, total))
             if self._ranks.is_first:
-                self._export(max(done.step, total))
+                self._marker.write(max(done.step, total), FINISHED)
+        except Stopped as stopped:
+            self._tell(stopped)
+            raise
         finally:
             self._logger.close()
+            self._engine.close()
+
+    def _tell(self, stopped: Stopped) -> None:
+        """Writes the last row and the marker, and returns once no rank has anything left to lose: the launcher ends the slower ones."""
+        self._logger.write({"kind": "stop", "step": stopped.step, "samples": stopped.samples, "signal": stopped.signal})
+        if self._ranks.is_first:
+            self._marker.write(stopped.step, stopped.signal)
+        self._logger.close()
+        self._logger = Loggers([])
+        self._ranks.barrier()
+        self._signals.is_saved = True
+
+    def _catch_up(self, done: Position, total: int) -> None:
+        """Makes up for an evaluation that was due where the run stands and was interrupted."""
+        every = max(self._lengths.steps(self._config.run.eval_every), 1)
+        missing = self._ranks.is_first and done.step not in {row["step"] for row in read_log(self._config.run.folder, "eval")}
+        if done.step == 0 or not (done.step == total or done.step % every == 0) or not self._ranks.from_first("missing" if missing else ""):
+            return
+        try:
+            self._evaluate(done.step)
+        except StopRequested as request:
+            raise Stopped(done.step, done.samples, request.number) from None
 
     def _trainer(self, offset: int, total: int) -> Trainer:
         run, lengths = self._config.run, self._lengths
@@ -121,23 +160,27 @@ class Run:
             accumulate=run.accumulate,
             evaluate=self._evaluate,
             save=self._save,
+            vote=self._vote,
         )
 
     def _evaluate(self, step: int) -> None:
         if self._pool.val is None:
             return
         batches = self._batches.validation(self._pool.val)
-        score = evaluate(self._average.module, self._normalize, batches, self._ranks, self._config.run.precision)
+        with self._engine.lend(self._average.shards) as module:
+            score = evaluate(module, self._normalize, batches, self._ranks, self._config.run.precision, self._vote)
+        self._score = (step, score.top1)
         self._logger.write({"kind": "eval", "step": step, **dataclasses.asdict(score)})
         if self._ranks.is_first:
             draw_curves(self._config.run.folder)
 
     def _save(self, step: int, samples: int) -> None:
+        model, optimizer = self._engine.save()
+        average = None if self._average.shards is None else self._engine.gather(self._average.shards)
         if self._ranks.is_first:
-            model, optimizer = self._engine.save()
-            average = None if isinstance(self._average, NoAverage) else self._average.module.state_dict()
             position = Position(step, samples, self._config.run.seed, self._plan.version_at(self._position(samples) - 1))
-            self._checkpoints.save(Checkpoint(position, model, average, optimizer, self._pinned()))
+            top1 = self._score[1] if self._score[0] == step else None
+            self._writer.save(Checkpoint(position, model, average, optimizer, self._pinned(), top1))
         self._ranks.barrier()
 
     def _resume(self) -> Position:
@@ -148,8 +191,7 @@ class Run:
         checkpoint = read_checkpoint(Path(newest))
         self._refuse_changes(checkpoint, Path(newest))
         self._engine.load(checkpoint.model, checkpoint.optimizer)
-        if checkpoint.average is not None:
-            self._average.module.load_state_dict(checkpoint.average)
+        self._average.load(checkpoint.average)
         return checkpoint.position
 
     def _position(self, samples: int) -> int:
@@ -213,12 +255,15 @@ class Run:
         }
 
     def _export(self, steps: int) -> None:
+        weights = self._engine.gather(self._engine.shards() if self._average.shards is None else self._average.shards)
+        if not self._ranks.is_first:
+            return
         args = {name: value for name, value in self._model_args().items() if name != "drop_path_rate"}
         trained = {
             "data_hash": self._pool.train.data_hash,
             "config_hash": sha256_json(self._pinned()),
             "steps": steps,
-            "weights": "model" if isinstance(self._average, NoAverage) else "ema",
+            "weights": "model" if self._average.shards is None else "ema",
             "versions": _versions(),
         }
         card = Card(
@@ -228,7 +273,7 @@ class Run:
             preprocessing=self._preprocessing,
             trained=trained,
         )
-        write_export(self._config.run.folder / "export", self._average.module.state_dict(), card)
+        write_export(self._config.run.folder / "export", weights, card)
 
     def _model_args(self) -> dict[str, Any]:
         drop_path = {"drop_path_rate": self._config.model.drop_path} if self._config.model.drop_path else {}

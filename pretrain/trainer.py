@@ -14,11 +14,14 @@ from ..datasets.plan.slices import rank_slice
 from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
-from .engine import Engine
+from .average import Average
+from .engines.engine import Engine
 from .log import Logger
+from .marker import Stopped
 from .meter import Meter
 from .objective import Objective
-from .optimizer import Average, Schedule
+from .optimizer import Schedule
+from .preemption import StopRequested, Vote
 
 _DROPOUT = 5  # what the key is for; 1 to 4 are the data's and the objective's
 
@@ -60,28 +63,46 @@ class Trainer:
     evaluate: Callable[[int], None]
     save: Callable[[int, int], None]
     """Takes the steps done and the samples consumed."""
+    vote: Vote
 
     def train(self, batches: Iterator[Batch], start: int = 0) -> None:
-        """Trains from step `start` to the end on `batches`, the first of which is batch number `start`."""
+        """Trains from step `start` to the end on `batches`, the first of which is batch number `start`.
+
+        Raises:
+            Stopped: early, on request; the state is saved, and the steps that no line has told of yet have a line of their own.
+        """
         self.engine.module.train()
         tally = Tally(self.ranks)
         self.meter.restart()
-        for step in range(start, self.cadence.total):
-            asked = time.perf_counter()
-            batch = next(batches)
-            self.meter.count(time.perf_counter() - asked)
-            self.schedule.step_update(self.schedule_step(step))
-            loss, gradient_norm = self.step(batch, step)
-            tally.count(batch, loss, gradient_norm)
-            done = step + 1
-            if self.cadence.due(self.cadence.log, done):
+        done = saved = start
+        try:
+            for step in range(start, self.cadence.total):
+                self.vote.check()
+                self._take(batches, step, tally)
+                done = step + 1
+                if self.cadence.due(self.cadence.log, done):
+                    self._log(tally, done)
+                if self.cadence.due(self.cadence.evaluate, done):
+                    self.evaluate(done)
+                    self.meter.restart()
+                if self.cadence.due(self.cadence.save, done):
+                    self.save(done, self._samples(done))
+                    saved = done
+                    self.meter.restart()
+        except StopRequested as request:
+            if tally.num_steps:
                 self._log(tally, done)
-            if self.cadence.due(self.cadence.evaluate, done):
-                self.evaluate(done)
-                self.meter.restart()
-            if self.cadence.due(self.cadence.save, done):
+            if done > saved:
                 self.save(done, self._samples(done))
-                self.meter.restart()
+            raise Stopped(done, self._samples(done), request.number) from None
+
+    def _take(self, batches: Iterator[Batch], step: int, tally: "Tally") -> None:
+        asked = time.perf_counter()
+        batch = next(batches)
+        self.meter.count(time.perf_counter() - asked)
+        self.schedule.step_update(self.schedule_step(step))
+        loss, gradient_norm = self.step(batch, step)
+        tally.count(batch, loss, gradient_norm)
 
     def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Makes one optimiser step; returns this rank's share of the mean loss, and before a log line the gradient norm, on the device.
@@ -91,14 +112,26 @@ class Trainer:
         """
         torch.manual_seed(int(key(self.seed, _DROPOUT, step, self.ranks.rank) >> np.uint64(1)))
         share = torch.zeros((), device=self.ranks.device)
+        buffers = [buffer.clone() for buffer in self.engine.module.buffers()] if self.accumulate > 1 else []
         for part in range(self.accumulate):
+            if part:
+                self._go_on(buffers)
             rows = rank_slice(len(batch.labels), part, self.accumulate, self.objective.unit)
             loss = self._part_loss(batch, slice(rows.start, rows.stop), step)
             self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
             share += loss.detach()
         gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1))
-        self.average.update(self.engine.module)
+        self.average.update()
         return share, gradient_norm
+
+    def _go_on(self, buffers: list[torch.Tensor]) -> None:
+        """Passes a boundary inside a step; a step that ends there has not been, and leaves the buffers as it found them."""
+        try:
+            self.vote.check()
+        except StopRequested:
+            for buffer, before in zip(self.engine.module.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            raise
 
     def _part_loss(self, batch: Batch, rows: slice, step: int) -> torch.Tensor:
         """Returns Σ loss over some rows of the batch, divided by the global batch."""
@@ -145,15 +178,21 @@ class Tally:
         self._steps += 1
         self._batches.append((batch.ids, batch.places))
 
-    def read(self) -> tuple[float, float, str]:
+    @property
+    def num_steps(self) -> int:
+        """Steps since the last reading."""
+        return self._steps
+
+    def read(self) -> tuple[float, float | None, str]:
         """Returns (mean loss over all ranks, gradient norm of the last step, fingerprint) since the last reading, and clears.
+
+        Of a step that was not known to be the last before the reading the gradient norm was not measured.
 
         The fingerprint is Σ hash(sample id, place in the global order) mod 2⁶⁴ over all ranks: equal exactly when the same
         samples were seen at the same places, on whatever rank.
         """
         loss = float(self._ranks.sum(self._loss)) / self._steps
-        assert self._gradient_norm is not None, "a reading follows a step whose norm was measured"
-        gradient_norm = float(self._gradient_norm)
+        gradient_norm = None if self._gradient_norm is None else float(self._gradient_norm)
         hashes = [mix(ids.numpy().astype(np.uint64) ^ mix(places.numpy().astype(np.uint64))) for ids, places in self._batches]
         total = np.concatenate(hashes).sum(dtype=np.uint64).astype(np.int64)
         stream = int(self._ranks.sum(torch.tensor(int(total), device=self._ranks.device))) & 0xFFFFFFFFFFFFFFFF

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from ..cli.errors import BambooError, UserError
+from .directives import directives
 from .settings import SlurmSettings
 
 TASK = "$SLURM_ARRAY_TASK_ID"
@@ -53,24 +54,15 @@ def render_array(name: str, tasks: Sequence[int], command: Sequence[str], folder
     if not tasks or min(tasks) < 0:
         raise UserError(f"tasks={list(tasks)}: an array needs at least one task, numbered from 0")
     throttle = "" if settings.max_running is None else f"%{settings.max_running}"
-    options = {
+    options: dict[str, str | None] = {
         "job-name": name,
         "array": ranges(tasks) + throttle,
         "output": f"{str(logs).replace('%', '%%')}/%A_%a.log",
         "nodes": "1",
         "ntasks": "1",
-        "cpus-per-task": str(settings.cpus),
-        "gpus-per-node": str(settings.gpus) if settings.gpus else None,
-        "mem": settings.memory,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "time": settings.time,
-        "constraint": settings.constraint,
     }
-    directives = [f"#SBATCH --{option}={_quoted(value)}" for option, value in options.items() if value is not None]
     return _SCRIPT.substitute(
-        directives="\n".join([*directives, *(f"#SBATCH {option}" for option in settings.extra)]),
+        directives=directives(settings, options),
         folder=shlex.quote(str(folder)),
         setup="\n".join(settings.setup),
         command=" ".join(f'"{TASK}"' if word == TASK else shlex.quote(word) for word in command),
@@ -95,7 +87,7 @@ def submit(script: Path) -> Array:
         UserError: when there is no sbatch here, or it refuses; its own words are in the message.
     """
     if shutil.which("sbatch") is None:
-        raise UserError("launcher=slurm: there is no sbatch on this machine; run on a login node of the cluster, or use --dry-run")
+        raise UserError("there is no sbatch on this machine; run on a login node of the cluster, or only look at it with --dry-run")
     reply = _run(["sbatch", "--parsable", str(script)])
     return Array(reply.strip().split(";")[0])
 
@@ -134,11 +126,6 @@ def wait(array: Array, watch: Callable[[], object] = lambda: None, *, poll_s: fl
         watch()
         time.sleep(poll_s)
         poll_s = min(1.5 * poll_s, 15.0)
-
-
-def _quoted(value: str) -> str:
-    """Returns a directive's value as sbatch reads it back: in double quotes where a blank would end it."""
-    return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"')) if any(map(str.isspace, value)) else value
 
 
 def _run(command: Sequence[str]) -> str:

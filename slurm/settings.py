@@ -8,8 +8,8 @@ from ..cli.config import settings
 
 
 @settings
-class SlurmSettings:
-    """Resources of one job, or of each task of an array."""
+class JobResources:
+    """What one job asks for, on each of its nodes."""
 
     partition: str | None = None
     """Partition; none: the cluster's default."""
@@ -27,8 +27,6 @@ class SlurmSettings:
     """Memory as sbatch spells it: 32G."""
     constraint: str | None = None
     """Features that a node must have."""
-    max_running: Annotated[int, Field(ge=1)] | None = None
-    """Tasks of an array that may run at once."""
     setup: tuple[str, ...] = ()
     """Shell lines before the command: `module load cuda`, `source venv/bin/activate`."""
     extra: tuple[str, ...] = ()
@@ -46,3 +44,11 @@ class SlurmSettings:
         lines = {"setup": self.setup, "extra": self.extra}
         wrong += [f"{name}: {line!r} must not contain a line break" for name in lines for line in lines[name] if "\n" in line]
         return wrong
+
+
+@settings
+class SlurmSettings(JobResources):
+    """Resources of each task of an array."""
+
+    max_running: Annotated[int, Field(ge=1)] | None = None
+    """Tasks of an array that may run at once."""

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bamboo.pretrain.log import read_log
@@ -27,6 +27,8 @@ DEFAULTS = {
     "run.device": "cpu",
 }
 
+TORCHRUN = "torch.distributed.run"
+
 # Restarted or short-lived jobs on one host must not share a store: pytorch issues 135712, 167288.
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -37,9 +39,9 @@ def options(pool: Path, folder: Path, settings: Mapping[str, str]) -> list[str]:
     return [part for name, value in chosen.items() for part in (f"--{name}", value)]
 
 
-def start(num_ranks: int, arguments: list[str]) -> "subprocess.Popen[bytes]":
-    """Starts a run in a process group of its own; 0 ranks: without torchrun."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)] if num_ranks else []
+def start(num_ranks: int, arguments: list[str], how: Sequence[str] = (), launcher: str = TORCHRUN) -> "subprocess.Popen[bytes]":
+    """Starts a run in a process group of its own; 0 ranks: without torchrun; `how`: further options of torchrun."""
+    torchrun = ["-m", launcher, "--standalone", "--nproc-per-node", str(num_ranks), *how] if num_ranks else []
     command = [sys.executable, *torchrun, "-m", "bamboo.pretrain", *arguments]
     environment = {**os.environ, **ENVIRONMENT}
     return subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all."""
 
+import dataclasses
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import pytest
 import torch
 
 from bamboo.cli.errors import DataError
+from bamboo.model_zoo.ranks import Ranks
 from bamboo.pretrain.checkpoint import Checkpoint, CheckpointFolder, Position, read_checkpoint
+from bamboo.pretrain.engines.plain import PlainEngine
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -43,6 +47,57 @@ def test_newest_and_retention(tmp_path: Path) -> None:
     newest = folder.newest()
     assert newest is not None
     assert newest.name == "step-00001000"
+
+
+def test_the_best_and_every_so_many_are_kept_too(tmp_path: Path) -> None:
+    """Newest 1, best 2 by top-1, every 40 steps, of eight checkpoints: exactly those stay; without a score none is the best."""
+    folder = CheckpointFolder(tmp_path, keep=1, best=2, every=40)
+    scores = {10: 0.5, 20: 0.9, 30: 0.1, 40: 0.2, 50: 0.9, 60: None, 70: 0.3, 75: None}
+    for step, top1 in scores.items():
+        folder.save(dataclasses.replace(checkpoint(step), top1=top1))
+    kept = sorted(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == [20, 40, 50, 75]
+    assert read_checkpoint(tmp_path / "checkpoints" / "step-00000050").top1 == 0.9
+
+
+def rewrite_version(path: Path, version: int) -> None:
+    """Makes a checkpoint one of another version."""
+    tree = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**tree, "version": version}))
+
+
+def test_version_1_is_taken_up(tmp_path: Path) -> None:
+    """A version-1 checkpoint, whose optimiser state is plain PyTorch's by number: the plain engine takes it up bit for bit."""
+    path = CheckpointFolder(tmp_path, keep=1).save(checkpoint(3))
+    rewrite_version(path, 1)
+    read = read_checkpoint(path)
+    model = torch.nn.Linear(3, 2)
+    engine = PlainEngine(
+        model, torch.optim.AdamW(model.parameters()), Ranks(0, 0, 1, torch.device("cpu")), precision="fp32", clip_norm=None
+    )
+    engine.load(read.model, read.optimizer)
+    ours, theirs = engine.optimizer.state_dict(), checkpoint(3).optimizer
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert all(torch.equal(ours["state"][number][key], value) for number in (0, 1) for key, value in theirs["state"][number].items())
+    assert torch.equal(model.weight, checkpoint(3).model["weight"])
+
+
+def test_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
+    """Version 3: refused, with its number and those that are read."""
+    path = CheckpointFolder(tmp_path, keep=1).save(checkpoint(3))
+    rewrite_version(path, 3)
+    with pytest.raises(DataError, match="version 3; this Bamboo reads bamboo-checkpoint versions 1 and 2"):
+        read_checkpoint(path)
+
+
+def test_a_damaged_one_is_written_anew(tmp_path: Path) -> None:
+    """The run went back to the checkpoint before a damaged one and came to the same step again: the new one takes its place."""
+    folder = CheckpointFolder(tmp_path, keep=2)
+    path = folder.save(checkpoint(3))
+    (path / "model.safetensors").write_bytes(b"")
+    assert folder.newest() is None
+    assert folder.save(checkpoint(3)) == path
+    assert folder.newest() == path
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])

@@ -1,0 +1,78 @@
+"""All ranks of a run agree on the boundary at which it ends early."""
+
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+from ..model_zoo.ranks import Ranks
+from .signals import StopSignals
+
+_VOTE_EVERY_S = 0.25
+_MOST_SKIPPED = 32  # boundaries between votes, should they suddenly take longer
+
+
+class StopRequested(Exception):  # noqa: N818  # no error, as StopIteration is none
+    """Raised at the same boundary on all ranks."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Vote:
+    """Whether all ranks stop, asked at every boundary: between steps, accumulation parts and evaluation batches.
+
+    A vote is one small gloo all-reduce that runs beside the work: begun at one boundary, read at the next. Where boundaries follow
+    each other quickly it is held about every quarter of a second, by the slowest rank's clock, so that all hold it at the same one.
+    """
+
+    def __init__(self, signals: StopSignals, ranks: Ranks) -> None:
+        """Every rank must make one, at the same point, since the votes have a process group of their own."""
+        self._signals = signals
+        self._group: dist.ProcessGroup | None = None
+        if ranks.world_size > 1:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup), "every rank is in it"
+            self._group = group
+        self._ballot: tuple[torch.Tensor, dist.Work] | None = None
+        self._place = ""
+        self._passed, self._skip, self._since = 0, 0, time.perf_counter()
+
+    def check(self, place: str = "training") -> None:
+        """Marks a boundary; every rank marks the same ones.
+
+        Args:
+            place: kind of boundary; a change is voted on at once, as the pace of the one kind says nothing of the other.
+
+        Raises:
+            StopRequested: on all ranks, soon after any was asked to stop.
+        """
+        if self._group is None:
+            if self._signals.number:
+                raise StopRequested(self._signals.number)
+            return
+        self._passed += 1
+        self._read()
+        if place != self._place or self._passed > self._skip:
+            self._place = place
+            self._begin(self._group)
+
+    def _begin(self, group: dist.ProcessGroup) -> None:
+        now = time.perf_counter()
+        paper = torch.tensor([self._signals.number, (now - self._since) / self._passed], dtype=torch.float64)
+        work = dist.all_reduce(paper, op=dist.ReduceOp.MAX, group=group, async_op=True)
+        assert work is not None, "this rank is in the group"
+        self._ballot = paper, work
+        self._passed, self._since = 0, now
+
+    def _read(self) -> None:
+        if self._ballot is None:
+            return
+        (paper, work), self._ballot = self._ballot, None
+        work.wait()
+        number, slowest_s = paper.tolist()
+        if number:
+            raise StopRequested(int(number))
+        self._skip = min(int(_VOTE_EVERY_S / max(slowest_s, 1e-6)), _MOST_SKIPPED)

@@ -1,0 +1,103 @@
+"""The settings of `bamboo slurm submit` and `bamboo slurm render`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ..cli.config import settings
+from .settings import JobResources
+
+
+@settings
+class JobSettings(JobResources):
+    """What both have in common: a job that pretrains on one or more nodes."""
+
+    arguments: tuple[str, ...]
+    """Arguments of bamboo pretrain, behind `--`."""
+    name: str = "pretrain"
+    """Name of the job."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes; gpus, cpus and memory are each node's."""
+    ranks: Annotated[int, Field(ge=0)] = 0
+    """Processes per node; 0: one per GPU, or one."""
+    python: str | None = None
+    """Interpreter that has Bamboo on the nodes, VENV/bin/python; none: the one this command runs in, or python3 in a container."""
+    image: str | None = None
+    """Container image: a name of the registry or a .sqsh file (pyxis), or a .sif file (apptainer)."""
+    runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    """What runs the image: srun's --container-image (enroot and pyxis), or apptainer exec."""
+    mounts: tuple[str, ...] = ()
+    """Folders that the container sees besides this one and the logs: OUTSIDE:INSIDE."""
+    interface: str | None = None
+    """Network interface of NCCL and gloo (ib0, hsn0); none: they choose."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Further environment variables: {NCCL_DEBUG: INFO}."""
+    notice_s: Annotated[int, Field(ge=1, le=65535)] = 120
+    """Seconds before the time limit at which the run is told to save and stop; SLURM may do so a minute earlier."""
+    requeue: bool = True
+    """A run that was stopped goes back into the queue and resumes."""
+    max_idle: Annotated[int, Field(ge=0)] = 2
+    """Requeues in a row without a step of progress; one more, and the job ends."""
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """How often torchrun starts all ranks again, from the last checkpoint, after one of them died."""
+    logs: Path = Path("slurm-logs")
+    """Folder, seen from every node, of the jobs' logs and of the script."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes per node."""
+        return self.ranks or self.gpus or 1
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        found = super().problems()
+        found += [f"env: {name!r} is no name of a variable" for name in self.env if not re.fullmatch(r"[A-Za-z_]\w*", name)]
+        if not self.arguments:
+            found.append("arguments: what is to be trained? give the arguments of bamboo pretrain behind --")
+        if self.mounts and self.image is None:
+            found.append(f"mounts={' '.join(self.mounts)}: without an image nothing is mounted; give image, or leave mounts out")
+        limit_s = _seconds(self.time)
+        if limit_s is not None and limit_s < self.notice_s + 60:
+            found.append(f"notice_s={self.notice_s}: with time={self.time} nothing is left to train in; SLURM may signal a minute earlier")
+        if self.gpus and self.ranks > self.gpus:
+            found.append(f"ranks={self.ranks}: more than gpus={self.gpus} per node; lower it, or leave it out")
+        return found
+
+
+def _seconds(time: str | None) -> int | None:
+    """Returns a time limit in seconds: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, or DAYS-HOURS and so on; None for other words."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time or "")
+    if found is None:
+        return None
+    days, first, second, third = (int(part or 0) for part in found.groups())
+    if found[1] is not None or found[4] is not None:
+        return ((days * 24 + first) * 60 + second) * 60 + third
+    return first * 60 + second
+
+
+@settings
+class SubmitSettings(JobSettings):
+    """Writes the batch script of a pretraining run and submits it; stopped by SLURM, it saves, is queued again and resumes.
+
+    bamboo slurm submit --nodes 2 --gpus 8 --cpus 64 --time 8:00:00 --partition gpu -- --config run.yaml
+    """
+
+    check: bool = True
+    """First try the arguments here with bamboo pretrain --dry-run: a mistake shows now, not once the job runs."""
+    wait: bool = False
+    """Stay until the job has ended, tell how, and exit with its code."""
+    dry_run: bool = False
+    """Print the script and submit nothing."""
+
+
+@settings
+class RenderSettings(JobSettings):
+    """Writes the batch script of a pretraining run, to be edited by hand and submitted with sbatch.
+
+    bamboo slurm render --out job.sh --nodes 2 --gpus 8 --time 8:00:00 -- --config run.yaml
+    """
+
+    out: Path = Path("pretrain.sh")
+    """The script."""

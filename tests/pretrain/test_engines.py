@@ -1,0 +1,147 @@
+"""Engines against one another: the same losses, the same state, and any one goes on where any other stopped, in the middle of an epoch."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bamboo.model_zoo.export import read_weights
+from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.log import read_log
+from tests.pretrain.launch import ENVIRONMENT, options
+
+ENGINES: dict[str, dict[str, str]] = {
+    "DDP": {},
+    "FSDP2": {"engine.kind": "fsdp"},
+    **{f"ZeRO-{stage}": {"engine.kind": "deepspeed", "engine.zero_stage": str(stage)} for stage in range(4)},
+}
+MODELS: dict[str, dict[str, str]] = {"ViT": {}, "ResNet": {"model.name": "test_resnet", "model.args": "{}"}}
+SETTINGS = {
+    "run.checkpoint_every": "1 steps",
+    "run.keep_checkpoints": "9",
+    "run.eval_every": "100 steps",
+    "run.global_batch_size": "24",
+    "run.ema_decay": "0.9",
+    "run.accumulate": "2",
+    "optimizer.clip_norm": "1.0",
+}
+# Largest relative difference of a step's loss from DistributedDataParallel's: sums over ranks in another order, and what grows of it.
+TOLERANCE = {"fp32": dict.fromkeys(ENGINES, 2e-6), "bf16": dict.fromkeys(ENGINES, 2e-2)}
+
+Job = dict[str, Any]
+
+
+def job(pool: Path, folder: Path, *settings: Mapping[str, str], source: Path | None = None, step: int = 0) -> Job:
+    """Returns a job of `tests.pretrain.relay`."""
+    chosen = {name: value for some in (SETTINGS, *settings) for name, value in some.items()}
+    return {"arguments": options(pool, folder, chosen), "folder": str(folder), "source": str(source) if source else "", "step": step}
+
+
+def relay(tmp_path: Path, jobs: list[Job], num_ranks: int = 2, timeout_s: float = 240) -> str:
+    """Runs jobs one after another in one set of ranks (0: without torchrun); returns what was printed."""
+    file = tmp_path / f"jobs{len(list(tmp_path.glob('jobs*.json')))}.json"
+    file.write_text(json.dumps(jobs))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), "-m"] if num_ranks else []
+    command = [sys.executable, "-m", *torchrun, "tests.pretrain.relay", str(file)]
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Returns the loss of every step."""
+    return {row["step"]: row["loss"] for row in read_log(folder, "train")}
+
+
+def streams(folder: Path) -> list[str]:
+    """Returns the fingerprint of what every step saw."""
+    return [row["stream"] for row in read_log(folder, "train")]
+
+
+def distance(folder: Path, reference: Path, after: int = 0) -> float:
+    """Returns the largest relative difference of a loss after some step."""
+    ours, theirs = losses(folder), losses(reference)
+    assert ours.keys() == theirs.keys()
+    return max(abs(ours[step] - loss) / loss for step, loss in theirs.items() if step > after)
+
+
+def check_export(folder: Path) -> None:
+    """Fails unless the export holds the newest checkpoint's averaged weights, bit for bit."""
+    newest = CheckpointFolder(folder, keep=9).newest()
+    assert newest is not None
+    average = read_checkpoint(newest).average
+    exported = read_weights(folder / "export" / "model.safetensors")
+    assert average is not None
+    assert exported.keys() == average.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in average.items())
+
+
+def test_a_vit_is_handed_through_all_engines(pool: Path, tmp_path: Path) -> None:
+    """DDP → FSDP2 → ZeRO-0 … ZeRO-3, a step each, in float32: DDP's losses of a whole run; each takes up the state bit for bit."""
+    duration = {"run.duration": "6 steps"}
+    jobs = [job(pool, tmp_path / "DDP", duration)]
+    for number, (before, after) in enumerate(itertools.pairwise(ENGINES)):
+        jobs.append(job(pool, tmp_path / after, duration, ENGINES[after], source=tmp_path / before, step=number + 1))
+    output = relay(tmp_path, jobs)
+    assert "Warning" not in output
+    for name in ENGINES:
+        assert streams(tmp_path / name) == streams(tmp_path / "DDP")
+        assert distance(tmp_path / name, tmp_path / "DDP") <= TOLERANCE["fp32"][name]
+        check_export(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_loss_curves_agree(pool: Path, tmp_path: Path, model: str, precision: str) -> None:
+    """Every engine by itself, 20 steps from the same seed: DDP's losses within the tolerance stated for it; export equals checkpoint."""
+    settings = {**MODELS[model], "run.duration": "20 steps", "run.precision": precision, "run.checkpoint_every": "10 steps"}
+    relay(tmp_path, [job(pool, tmp_path / name, settings, engine) for name, engine in ENGINES.items()])
+    for name in ENGINES:
+        assert streams(tmp_path / name) == streams(tmp_path / "DDP")
+        assert distance(tmp_path / name, tmp_path / "DDP") <= TOLERANCE[precision][name], name
+        check_export(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", list(MODELS))
+def test_every_engine_hands_over_to_every_other(pool: Path, tmp_path: Path, model: str) -> None:
+    """All 36 pairs, in mid-epoch, two steps each: the losses of DDP's whole run, and every state taken up bit for bit."""
+    settings = {**MODELS[model], "run.duration": "4 steps"}
+    jobs = [job(pool, tmp_path / name, settings, engine) for name, engine in ENGINES.items()]
+    for before, after in itertools.product(ENGINES, ENGINES):
+        jobs.append(job(pool, tmp_path / f"{before} {after}", settings, ENGINES[after], source=tmp_path / before, step=2))
+    relay(tmp_path, jobs, timeout_s=500)
+    apart = {pair: distance(tmp_path / " ".join(pair), tmp_path / "DDP", after=2) for pair in itertools.product(ENGINES, ENGINES)}
+    assert not {pair: value for pair, value in apart.items() if value > TOLERANCE["fp32"][pair[1]]}
+    write_table(model, apart)
+
+
+@pytest.mark.slow
+def test_engines_hand_over_at_other_numbers_of_ranks(pool: Path, tmp_path: Path) -> None:
+    """DDP on 2 ranks → ZeRO-3 on 3 → FSDP2 on 1 → ZeRO-2 on 2 → ZeRO-1 on 1 → FSDP2 on 3: the same states, and DDP's losses."""
+    duration = {"run.duration": "8 steps"}
+    route = [("DDP", 2), ("ZeRO-3", 3), ("FSDP2", 0), ("ZeRO-2", 2), ("ZeRO-1", 0), ("FSDP2", 3)]
+    folders = [tmp_path / f"{number} {name}" for number, (name, _) in enumerate(route)]
+    for number, (name, num_ranks) in enumerate(route):
+        source = folders[number - 1] if number else None
+        relay(tmp_path, [job(pool, folders[number], duration, ENGINES[name], source=source, step=number)], num_ranks)
+    for folder in folders:
+        assert streams(folder) == streams(folders[0])
+        assert distance(folder, folders[0]) <= 2e-4, folder.name  # norms of other shares of a batch, as between numbers of DDP's ranks
+
+
+def write_table(model: str, apart: Mapping[tuple[str, str], float]) -> None:
+    """Writes the hand-over matrix of a model as a table, into the folder that BAMBOO_TABLES names."""
+    folder = os.environ.get("BAMBOO_TABLES")
+    if folder:
+        rows = [f"| from \\ to | {' | '.join(ENGINES)} |", "|" + " --- |" * (len(ENGINES) + 1)]
+        rows += [f"| {before} | " + " | ".join(f"{apart[before, after]:.1e}" for after in ENGINES) + " |" for before in ENGINES]
+        (Path(folder) / f"hand_over_{model.lower()}.md").write_text("\n".join(rows) + "\n")
