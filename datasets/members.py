@@ -76,7 +76,9 @@ def metadata_of(found: Mapping[str, bytes], where: str) -> dict[str, Any]:
         return {}
     try:
         tree = json.loads(found[_METADATA])
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise DataError(f"{where}: its .json member is nested too deep to be read") from None
+    except ValueError as error:
         raise DataError(f"{where}: its .json member is not JSON: {error}") from None
     return tree if isinstance(tree, dict) else {}
 

@@ -67,9 +67,10 @@ class DrawnRows:
         found, before = np.empty_like(items), np.empty_like(items)
         for shard, start, stop in _runs(shards[by_shard]):
             order, borders = self._table(shard)
-            places = borders.searchsorted(wanted[start:stop]) - 1
-            found[start:stop] = order[places]
-            before[start:stop] = borders[places]
+            places = borders.searchsorted(wanted[start:stop])
+            places -= 1
+            found[start:stop] = order.take(places)
+            borders.take(places, out=before[start:stop], mode="clip")  # with `out`, another mode would copy; no place is outside
         rows, copies = np.empty_like(items), np.empty_like(items)
         rows[by_shard] = found
         copies[by_shard] = wanted // ONE - 1 - before // ONE

@@ -36,7 +36,7 @@ def test_permute_puts_every_value_everywhere() -> None:
 @pytest.mark.parametrize("size", [9, 16, 36, 64, 100, 1100])
 def test_permute_leaves_no_trace_between_values(size: int) -> None:
     """χ² of π(i + side) - π(i), where side is what a Feistel half spans, over many keys: below twice its degrees of freedom."""
-    side, num_keys = int(np.ceil(size**0.5)), 400_000 // size
+    side, num_keys = int(np.ceil(size**0.5)), min(400_000 // size, 8000)
     numbers, counts = np.arange(size), np.zeros(size)
     for seed in range(num_keys):
         values = permute(numbers, size, key(11, seed))

@@ -28,5 +28,6 @@ def test_a_hundred_million_rows(tmp_path: Path) -> None:
         assert row["cold_s"] < 2, (name, row)
         assert row["sample_us"] < 2, (name, row)
         assert row["peak_mb"] < 300, (name, row)
+        assert row["own_mb"] < 100, (name, row)
     for kind in ("uniform", "weighted"):
         assert figures[f"{kind}, middle"]["cold_s"] < 1.5 * figures[f"{kind}, start"]["cold_s"] + 0.1
