@@ -13,7 +13,8 @@ from ..datasets.stream.loader import Loader
 from ..datasets.stream.policies import FAIL, BadSampleList, BadSamples
 from ..datasets.stream.watchdog import Watch
 from ..model_zoo.ranks import Ranks
-from .config import DataSettings, PretrainSettings
+from .config import PretrainSettings
+from .data_config import DataSettings
 from .pool import Pool
 
 

@@ -15,7 +15,8 @@ from ..datasets.plan.weighting import Weighting
 from ..datasets.remote.cache import ShardCache
 from ..datasets.shards import Shards
 from .columns import samples_an_epoch
-from .config import DataSettings, PretrainSettings, SamplingSettings
+from .config import PretrainSettings
+from .data_config import DataSettings, SamplingSettings
 from .duration import Lengths
 
 

@@ -2,23 +2,14 @@
 
 import dataclasses
 import functools
-import os
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
-import timm
 import torch
-import torchvision
 
 from ..cli.config import dump, to_yaml
 from ..cli.errors import DataError, UserError
 from ..datasets.atomic import sha256_json, write_json, write_text
-from ..datasets.plan.sources import parse_source
-from ..datasets.remote.locations import redacted
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
@@ -35,19 +26,14 @@ from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
 from .optimizer import create_optimizer, create_schedule
+from .pinned import pinned, refuse_changes
 from .pool import Pool
 from .preemption import StopRequested, Vote
+from .provenance import describe, versions, without_secrets
 from .sampling import open_plan
 from .signals import StopSignals
 from .trainer import Cadence, Trainer
 from .writer import Writer
-
-_PINNED = ("model", "objective", "optimizer")  # besides the parts of data and run that change the stream or the numbers
-_PINNED_DATA = (
-    *("image_size", "scale", "ratio", "flip", "interpolation", "mean", "std", "repeats", "bad_samples", "max_bad_samples"),
-    *("augment", "rand_augment", "color_jitter", "hue_jitter", "erase", "erase_mode", "erase_area", "erase_aspect", "erase_count"),
-)
-_PINNED_RUN = ("duration", "accumulate", "seed", "precision", "ema_decay")  # the order of samples is pinned by its own record, plan.json
 
 
 class Run:
@@ -180,7 +166,7 @@ class Run:
         if self._ranks.is_first:
             position = Position(step, samples, self._config.run.seed, self._plan.version_at(self._position(samples) - 1))
             top1 = self._score[1] if self._score[0] == step else None
-            self._writer.save(Checkpoint(position, model, average, optimizer, self._pinned(), top1))
+            self._writer.save(Checkpoint(position, model, average, optimizer, pinned(self._config), top1))
         self._ranks.barrier()
 
     def _resume(self) -> Position:
@@ -189,7 +175,7 @@ class Run:
         if not newest:
             return Position(0, 0, self._config.run.seed, 0)
         checkpoint = read_checkpoint(Path(newest))
-        self._refuse_changes(checkpoint, Path(newest))
+        refuse_changes(checkpoint.pinned, self._config, self._config.run.folder)
         self._engine.load(checkpoint.model, checkpoint.optimizer)
         self._average.load(checkpoint.average)
         return checkpoint.position
@@ -207,29 +193,14 @@ class Run:
             )
             raise DataError(f"{self._config.run.folder / 'plan.json'}: {found} {done.plan_version}; put the run's own record back")
 
-    def _pinned(self) -> dict[str, Any]:
-        tree = dump(self._config)
-        pinned = {name: tree[name] for name in _PINNED}
-        pinned["data"] = {name: tree["data"][name] for name in _PINNED_DATA}
-        pinned["run"] = {name: tree["run"][name] for name in _PINNED_RUN}
-        return pinned
-
-    def _refuse_changes(self, checkpoint: Checkpoint, path: Path) -> None:
-        then, now = _flatten(checkpoint.pinned), _flatten(self._pinned())
-        differing = [name for name in sorted(then | now) if then.get(name) != now.get(name)]
-        if differing:
-            changes = [f"  {name}: was {then.get(name)!r}, is {now.get(name)!r}" for name in differing]
-            remedy = "give the old values back, or another run.folder"
-            raise UserError("\n".join([f"run.folder={path.parent.parent}: holds a run with other settings; {remedy}", *changes]))
-
     def _open_loggers(self, done: Position, total: int) -> Loggers:
         run = self._config.run
         if not self._ranks.is_first:
             return Loggers([])
         run.folder.mkdir(parents=True, exist_ok=True)
-        shown = _without_secrets(self._config)
+        shown = without_secrets(self._config)
         write_text(run.folder / "config.yaml", to_yaml(shown))
-        write_json(run.folder / "run.json", self._describe(total))
+        write_json(run.folder / "run.json", self._facts(total))
         loggers: list[Logger] = [JsonLines(run.folder), Console(total)]
         if run.tensorboard:
             loggers.append(TensorBoard(run.folder))
@@ -240,18 +211,11 @@ class Run:
         opened.write({"kind": "start", **place, "world_size": self._ranks.world_size, "global_batch_size": run.global_batch_size})
         return opened
 
-    def _describe(self, total: int) -> dict[str, Any]:
+    def _facts(self, total: int) -> dict[str, Any]:
         return {
-            "data_hash": self._pool.train.data_hash,
-            "num_classes": len(self._pool.train.class_names),
-            "num_samples": len(self._pool.train),
-            "total_steps": total,
-            "world_size": self._ranks.world_size,
+            **describe(self._pool, self._ranks, total),
             "flops_per_image": self._flops,
             "peak_flops_per_rank": {"value": self._peak, "source": self._peak_source},
-            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": str(self._ranks.device)},
-            "versions": _versions(),
-            "command": [redacted(word) for word in sys.argv],
         }
 
     def _export(self, steps: int) -> None:
@@ -261,10 +225,10 @@ class Run:
         args = {name: value for name, value in self._model_args().items() if name != "drop_path_rate"}
         trained = {
             "data_hash": self._pool.train.data_hash,
-            "config_hash": sha256_json(self._pinned()),
+            "config_hash": sha256_json(pinned(self._config)),
             "steps": steps,
             "weights": "model" if self._average.shards is None else "ema",
-            "versions": _versions(),
+            "versions": versions(),
         }
         card = Card(
             architecture=self._config.model.name,
@@ -278,28 +242,3 @@ class Run:
     def _model_args(self) -> dict[str, Any]:
         drop_path = {"drop_path_rate": self._config.model.drop_path} if self._config.model.drop_path else {}
         return {**self._config.model.args, **drop_path}
-
-
-def _without_secrets(config: PretrainSettings) -> PretrainSettings:
-    """Returns the settings as they may be recorded: addresses without credentials and signatures."""
-    train = tuple(parse_source(text).shown for text in config.data.train)
-    val = None if config.data.val is None else parse_source(config.data.val).shown
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, train=train, val=val))
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat

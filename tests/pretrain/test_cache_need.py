@@ -19,7 +19,8 @@ from bamboo.datasets.remote.transport import Patience
 from bamboo.datasets.shards import Shards
 from bamboo.datasets.stream.batches import TrainBatches
 from bamboo.datasets.stream.loader import load_batches
-from bamboo.pretrain.config import DataSettings, ModelSettings, PretrainSettings, RunSettings
+from bamboo.pretrain.config import ModelSettings, PretrainSettings, RunSettings
+from bamboo.pretrain.data_config import DataSettings
 from bamboo.pretrain.pool import open_pool, shards_read
 from tests.loopback import Loopback, loopback
 
