@@ -20,6 +20,7 @@ from .log import Logger
 from .marker import Stopped
 from .meter import Meter
 from .objective import Objective
+from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, Operations, Unwatched
 from .optimizer import Schedule
 from .preemption import StopRequested, Vote
 
@@ -64,6 +65,8 @@ class Trainer:
     save: Callable[[int, int], None]
     """Takes the steps done and the samples consumed."""
     vote: Vote
+    operations: Operations = dataclasses.field(default_factory=Unwatched)
+    """Is told what this rank is doing."""
 
     def train(self, batches: Iterator[Batch], start: int = 0) -> None:
         """Trains from step `start` to the end on `batches`, the first of which is batch number `start`.
@@ -77,28 +80,32 @@ class Trainer:
         done = saved = start
         try:
             for step in range(start, self.cadence.total):
+                self.operations.step(step)
                 self.vote.check()
                 self._take(batches, step, tally)
                 done = step + 1
                 if self.cadence.due(self.cadence.log, done):
-                    self._log(tally, done)
+                    with self.operations.during(LOGGING):
+                        self._log(tally, done)
                 if self.cadence.due(self.cadence.evaluate, done):
-                    self.evaluate(done)
+                    with self.operations.during(EVALUATION):
+                        self.evaluate(done)
                     self.meter.restart()
                 if self.cadence.due(self.cadence.save, done):
-                    self.save(done, self._samples(done))
+                    self._save(done)
                     saved = done
                     self.meter.restart()
         except StopRequested as request:
             if tally.num_steps:
                 self._log(tally, done)
             if done > saved:
-                self.save(done, self._samples(done))
+                self._save(done)
             raise Stopped(done, self._samples(done), request.number) from None
 
     def _take(self, batches: Iterator[Batch], step: int, tally: "Tally") -> None:
         asked = time.perf_counter()
-        batch = next(batches)
+        with self.operations.during(DATA):
+            batch = next(batches)
         self.meter.count(time.perf_counter() - asked)
         self.schedule.step_update(self.schedule_step(step))
         loss, gradient_norm = self.step(batch, step)
@@ -118,10 +125,13 @@ class Trainer:
                 self._go_on(buffers)
             rows = rank_slice(len(batch.labels), part, self.accumulate, self.objective.unit)
             loss = self._part_loss(batch, slice(rows.start, rows.stop), step)
-            self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
+            with self.operations.during(BACKWARD):
+                self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
             share += loss.detach()
-        gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1))
-        self.average.update()
+        with self.operations.during(OPTIMIZER):
+            gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1))
+        with self.operations.during(AVERAGE):
+            self.average.update()
         return share, gradient_norm
 
     def _go_on(self, buffers: list[torch.Tensor]) -> None:
@@ -135,10 +145,16 @@ class Trainer:
 
     def _part_loss(self, batch: Batch, rows: slice, step: int) -> torch.Tensor:
         """Returns Σ loss over some rows of the batch, divided by the global batch."""
-        images = batch.images[rows].to(self.ranks.device, non_blocking=True)
-        labels = batch.labels[rows].to(self.ranks.device, non_blocking=True)
-        inputs, targets = self.objective.mix(self.normalize(images), labels, step)
-        return self.objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
+        with self.operations.during(TRANSFER):
+            images = batch.images[rows].to(self.ranks.device, non_blocking=True)
+            labels = batch.labels[rows].to(self.ranks.device, non_blocking=True)
+        with self.operations.during(FORWARD):
+            inputs, targets = self.objective.mix(self.normalize(images), labels, step)
+            return self.objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
+
+    def _save(self, done: int) -> None:
+        with self.operations.during(SAVING):
+            self.save(done, self._samples(done))
 
     def _samples(self, step: int) -> int:
         return self.offset + step * self.global_batch_size
