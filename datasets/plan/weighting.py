@@ -76,7 +76,7 @@ def compile_rates(
         _write_starts(temporary, shard_counts)
         write_card(temporary, len(index), epoch_samples, {**made_by(weighting), "data_hash": data_hash})
         publish_folder(temporary, folder)
-    except BaseException:
+    except BaseException:  # also a Ctrl-C: a half-written column, as large as the data, is not left behind
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

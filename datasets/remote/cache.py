@@ -94,10 +94,12 @@ class ShardCache:
     def prefetch(self, wanted: Remote) -> bool:
         """Fetches the file unless it is here, somebody is fetching it, or others have all the room; returns whether it is here then.
 
+        That it is here already does not count as a use: whoever expects it has counted one, and may be done with it by now.
+
         Raises:
             BambooError, OSError: as `open`.
         """
-        if self.touch(wanted):
+        if self._is_whole(wanted):
             return True
         self._check_wanted(wanted)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ class ShardCache:
         if held is None:
             return False
         with held:
-            if not self.touch(wanted):
+            if not self._is_whole(wanted):
                 if not self._reserve(held, wanted):
                     return False
                 self._fetch(wanted)
@@ -113,16 +115,10 @@ class ShardCache:
 
     def touch(self, wanted: Remote) -> bool:
         """Returns whether the whole file is here, and counts that as a use."""
-        if not _SHA256.fullmatch(wanted.sha256):  # a name that somebody else gave: it might lead out of the folder
-            return False
-        path = self.folder / wanted.sha256
-        try:
-            if path.stat().st_size != wanted.size_bytes:
-                return False
-        except FileNotFoundError:
+        if not self._is_whole(wanted):
             return False
         with contextlib.suppress(OSError):  # another user's file, or a disk that cannot be written: they can be read all the same
-            os.utime(path)
+            os.utime(self.folder / wanted.sha256)
         return True
 
     def index(self, url: str, sha256: str, most_bytes: int | None = None) -> Path:
@@ -156,6 +152,14 @@ class ShardCache:
         if not _SHA256.fullmatch(wanted.sha256):
             raise DataError(f"{shown(wanted.url)}: dataset.json gives {wanted.sha256!r} for its sha256")
         self.check_holds([wanted.size_bytes], f"one shard ({shown(wanted.url)})")
+
+    def _is_whole(self, wanted: Remote) -> bool:
+        if not _SHA256.fullmatch(wanted.sha256):  # a name that somebody else gave: it might lead out of the folder
+            return False
+        try:
+            return (self.folder / wanted.sha256).stat().st_size == wanted.size_bytes
+        except FileNotFoundError:
+            return False
 
     def _open_whole(self, wanted: Remote) -> OpenFile | None:
         """Returns the file where it is here and of the right size, and counts that as a use."""

@@ -52,7 +52,7 @@ class Prefetcher:
             while (wanted := self._next()) is not None:
                 with contextlib.suppress(BambooError, OSError):  # the read that needs it fetches it itself, and says why it cannot
                     self._cache.prefetch(wanted)
-        except BaseException:
+        except BaseException:  # a defect, which is raised on: the next that is expected shall start a thread of its own
             with self._changed:
                 self._running = False
             raise

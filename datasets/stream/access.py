@@ -1,9 +1,11 @@
 """What a store may be able to do beyond `ImageStore`, and what becomes of one that is not."""
 
 import contextlib
+import fcntl
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import get_spawning_popen
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from ..images import Encoded, UnreadableImageError
 from ..stores import CutShortError, ImageStore
+from .ring import SharedMemory
 
 UNREADABLE = (UnreadableImageError, CutShortError)
 """What a store raises for one bad sample; anything else (a missing shard, a failed download) stops the stream under any policy."""
@@ -59,6 +62,38 @@ class ExpectingStore(Protocol):
         """Takes the ordinals of the shards in use and of those to come, in that order; all others may go."""
 
 
+class _Furthest:
+    """The batches that the furthest worker of any process spoke for, in memory shared with forked and spawned children.
+
+    Its lock is the kernel's, on the open file, and held for a few instructions: a killed worker can block nobody.
+    """
+
+    def __init__(self) -> None:
+        self._memory = SharedMemory(2 * np.dtype(np.int64).itemsize)
+
+    def reach(self, numbers: range) -> range:
+        """Returns the batches that were spoken for last where they hold the last of `numbers`, else `numbers`, which are so from now on."""
+        with self._locked() as shared:
+            spoken_for = range(shared[0], shared[1])
+            if numbers[-1] in spoken_for:
+                return spoken_for
+            shared[0], shared[1] = numbers.start, numbers.stop
+            return numbers
+
+    def forget(self) -> None:
+        """Has nobody spoken for anything."""
+        with self._locked() as shared:
+            shared[0] = shared[1] = 0
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator["memoryview[int]"]:
+        fcntl.lockf(self._memory.descriptor, fcntl.LOCK_EX)
+        try:
+            yield self._memory.bytes.cast("q")
+        finally:
+            fcntl.lockf(self._memory.descriptor, fcntl.LOCK_UN)
+
+
 class _Told:
     """What the store was last told in this process."""
 
@@ -69,31 +104,39 @@ class _Told:
 
 
 class Expectation:
-    """Tells a store which shards come next, when that changes; of several workers of one process the furthest speaks for all."""
+    """Tells a store which shards come next, when that changes; of several workers, threads or processes, the furthest speaks for all.
 
-    def __init__(self) -> None:
+    Stores in several processes share a cache, where what was used last stays longest. A worker that lags behind must not tell what it
+    knows itself: to the cache, shards that the others are done with would then be newer than those they need.
+    """
+
+    def __init__(self, furthest: _Furthest | None = None) -> None:
+        self._furthest = furthest or _Furthest()
         self._by_process: dict[int, _Told] = {}  # a forked child has a store that knows nothing, and a lock that nobody holds
 
-    def tell(self, store: ImageStore, number: int, num_before: int, shards: Callable[[], list[int]]) -> None:
-        """Tells `store`, where it can listen, what batch `number` and the `num_before` before it, which others may be making, read.
+    def tell(self, store: ImageStore, number: int, num_before: int, shards: Callable[[int, int], list[int]]) -> None:
+        """Tells `store`, where it can listen, what the batches under way read, and what comes next.
 
-        `shards` returns it, and what comes next. A batch that a later one has spoken for already changes nothing.
+        They are batch `number` and the `num_before` before it, which others may be making, unless a later one has spoken for it.
+
+        Args:
+            shards: returns the shards of a batch and as many before it, then those to come.
         """
         if not isinstance(store, ExpectingStore):
             return
-        told = self._here()
+        told, own = self._here(), range(number - num_before, number + 1)
         with told.lock:
-            if number in told.numbers:
-                return
-            told.numbers = range(number - num_before, number + 1)
-            expected = shards()
-            if expected != told.shards:
-                told.shards = expected
-                store.expect(expected)
+            while (numbers := self._furthest.reach(own)) != told.numbers:  # again, where another process went on while we told
+                told.numbers = numbers
+                expected = shards(numbers[-1], len(numbers) - 1)
+                if expected != told.shards:
+                    told.shards = expected
+                    store.expect(expected)
 
     def let_go(self, store: ImageStore) -> None:
         """Tells `store` that nothing is read any more, where it was told otherwise in this process."""
         told = self._here()
+        self._furthest.forget()
         if isinstance(store, ExpectingStore) and told.lock.acquire(blocking=False):  # else a worker hangs in it, which was left behind
             with contextlib.ExitStack() as free:
                 free.callback(told.lock.release)
@@ -105,7 +148,8 @@ class Expectation:
         return self._by_process.setdefault(os.getpid(), _Told())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Expectation, ()
+        """In a spawned child of ours the same stream; any other copy begins anew."""
+        return Expectation, () if get_spawning_popen() is None else (self._furthest,)
 
 
 def place_of(store: ImageStore, sample: int) -> str:

@@ -123,7 +123,7 @@ class TrainBatches:
         clock.enter(Stage.PLAN)
         first = self.offset + number * self.global_batch_size
         assert first >= 0
-        self._expectation.tell(self.store, number, num_before, lambda: self._shards(number, num_before))
+        self._expectation.tell(self.store, number, num_before, self._shards)
         rows = np.arange(self._slice.start, self._slice.stop)
         copies, inside = np.divmod(rows, self.global_batch_size // self.repeats)
         positions = first // self.repeats + inside
@@ -196,7 +196,7 @@ class EvalBatches:
         clock.enter(Stage.PLAN)
         start = self._start(number)
         if isinstance(self.store, ShardedStore):
-            self._expectation.tell(self.store, number, num_before, lambda: self._shards(number, num_before))
+            self._expectation.tell(self.store, number, num_before, self._shards)
         places = np.arange(start, start + self.batch_size)
         ids = np.where(places < len(self.store), places, -1)
         rows = Rows(ids, np.zeros((self.batch_size, 0)), places)

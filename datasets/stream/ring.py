@@ -22,34 +22,30 @@ from .stages import ROW_BYTES, Readings
 
 
 class SharedMemory:
-    """`num_bytes` zeroed bytes that forked and spawned children see too."""
+    """`num_bytes` zeroed bytes, in the open file `descriptor`, that forked and spawned children see too."""
 
     def __init__(self, num_bytes: int) -> None:
         """Takes the memory; raises OSError where there is not enough."""
-        descriptor = os.memfd_create("bamboo-stream", os.MFD_CLOEXEC)
-        try:
-            os.posix_fallocate(descriptor, 0, num_bytes)
-            self._map(descriptor, num_bytes)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        self.descriptor = os.memfd_create("bamboo-stream", os.MFD_CLOEXEC)
+        os.posix_fallocate(self.descriptor, 0, num_bytes)
+        self._map(num_bytes)
 
-    def _map(self, descriptor: int, num_bytes: int) -> None:
-        self._descriptor = descriptor
-        self.bytes = memoryview(mmap.mmap(descriptor, num_bytes))
+    def _map(self, num_bytes: int) -> None:
+        self.bytes = memoryview(mmap.mmap(self.descriptor, num_bytes))
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "descriptor"):  # also where laying it out failed
+            os.close(self.descriptor)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _attach, (reduction.DupFd(self._descriptor), len(self.bytes))
+        return _attach, (reduction.DupFd(self.descriptor), len(self.bytes))
 
 
 def _attach(descriptor: Any, num_bytes: int) -> SharedMemory:
     """Returns the memory in a spawned process."""
     memory = SharedMemory.__new__(SharedMemory)
-    memory._map(descriptor.detach(), num_bytes)
+    memory.descriptor = descriptor.detach()
+    memory._map(num_bytes)
     return memory
 
 

@@ -1,12 +1,15 @@
 """A file server on the loopback, an S3 server behind a proxy, and patience that tests do not sit out."""
 
+import hashlib
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bamboo.datasets.remote.cache import ShardCache
+from bamboo.datasets.remote.cache import Remote, ShardCache
 from bamboo.datasets.remote.transport import Patience
+from tests.datasets.remote.content import SIZE
 from tests.loopback import Loopback, loopback
 from tests.object_store import ObjectStore, object_store
 
@@ -52,3 +55,14 @@ def patience(waits: list[float]) -> Patience:
 def cache(tmp_path: Path, patience: Patience) -> ShardCache:
     """An empty cache of 650,000 bytes: three of the test pool's shards."""
     return ShardCache(tmp_path / "cache", 650_000, patience)
+
+
+@pytest.fixture
+def files(server: Loopback) -> list[Remote]:
+    """Eight files of SIZE random bytes on the server, `0.tar` …; three fit into the cache."""
+    made = []
+    for number in range(8):
+        body = random.Random(number).randbytes(SIZE)
+        server.files[f"{number}.tar"] = body
+        made.append(Remote(server.url(f"{number}.tar"), hashlib.sha256(body).hexdigest(), SIZE))
+    return made

@@ -21,20 +21,8 @@ from bamboo.datasets.remote.locks import is_locked, locked, try_lock
 from bamboo.datasets.remote.prefetch import Prefetcher
 from bamboo.datasets.remote.room import Room
 from bamboo.datasets.remote.transport import Patience
+from tests.datasets.remote.content import SIZE, held, set_used
 from tests.loopback import Loopback, cut, good, longer, slowly, status
-
-SIZE = 200_000
-
-
-@pytest.fixture
-def files(server: Loopback) -> list[Remote]:
-    """Eight files of SIZE random bytes on the server, `0.tar` …; three fit into the cache."""
-    made = []
-    for number in range(8):
-        body = random.Random(number).randbytes(SIZE)
-        server.files[f"{number}.tar"] = body
-        made.append(Remote(server.url(f"{number}.tar"), hashlib.sha256(body).hexdigest(), SIZE))
-    return made
 
 
 def body_of(cache: ShardCache, wanted: Remote) -> bytes:
@@ -47,11 +35,6 @@ def open_told(cache: ShardCache, wanted: Remote, states: list[Fetching]) -> None
     """Opens a file and notes what the reading thread says of it."""
     with fetches_to(states.append):
         cache.open(wanted)
-
-
-def held(cache: ShardCache, files: list[Remote]) -> list[int]:
-    """Returns the numbers of the files that are in the cache, whole."""
-    return [number for number, wanted in enumerate(files) if (cache.folder / wanted.sha256).exists()]
 
 
 def bytes_on_disk(cache: ShardCache) -> int:
@@ -73,12 +56,6 @@ def open_in(process: int) -> list[str]:
     return found
 
 
-def age(cache: ShardCache, wanted: Remote, seconds: float) -> None:
-    """Makes the last use of a file lie back."""
-    then = time.time() - seconds
-    os.utime(cache.folder / wanted.sha256, (then, then))
-
-
 def leftovers(cache: ShardCache) -> list[str]:
     """Returns the names of all that is not a whole file, an index, or the one lock that stays."""
     return sorted(path.name for path in cache.folder.iterdir() if len(path.name) != 64 and path.name not in ("lock", "indexes", "limits"))
@@ -88,7 +65,7 @@ def test_the_longest_unused_goes_first(cache: ShardCache, server: Loopback, file
     """Three fit; each further one pushes out the one whose last use is oldest, a second reading counting as a use."""
     for number in range(3):
         assert hashlib.sha256(body_of(cache, files[number])).hexdigest() == files[number].sha256
-        age(cache, files[number], 300 - number)
+        set_used(cache, files[number], 300 - number)
     body_of(cache, files[0])  # a hit, and so the newest
     body_of(cache, files[3])
     assert held(cache, files) == [0, 2, 3]
@@ -239,7 +216,7 @@ def test_a_full_disk_costs_the_oldest_files(mount_disk: Callable[[str], Path], s
         wanted = Remote(server.url(f"{number}.tar"), hashlib.sha256(body).hexdigest(), len(body))
         file = cache.open(wanted)
         assert os.pread(file.descriptor, 10**6, 0) == body
-        age(cache, wanted, 100 - number)
+        set_used(cache, wanted, 100 - number)
         del file
     assert leftovers(cache) == []
     assert (cache.folder / hashlib.sha256(bodies[3]).hexdigest()).exists()
@@ -335,7 +312,7 @@ def test_expecting_is_using(cache: ShardCache, files: list[Remote]) -> None:
     """The oldest file of a full cache is expected: another one goes in its place."""
     for number in range(3):
         body_of(cache, files[number])
-        age(cache, files[number], 300 - number)
+        set_used(cache, files[number], 300 - number)
     Prefetcher(cache).expect([files[0]])
     body_of(cache, files[3])
     assert held(cache, files) == [0, 2, 3]

@@ -1,10 +1,8 @@
 """The cache between jobs: what counts as a use, whose limit counts, clocks that were wrong, disks without locks or without writing."""
 
 import errno
-import hashlib
 import os
 import pickle
-import random
 import subprocess
 import threading
 import time
@@ -21,31 +19,8 @@ from bamboo.datasets.remote.prefetch import Prefetcher
 from bamboo.datasets.remote.room import Room
 from bamboo.datasets.remote.transport import Patience
 from bamboo.datasets.shards import Shards
+from tests.datasets.remote.content import SIZE, held, set_used
 from tests.loopback import Loopback
-
-SIZE = 200_000
-
-
-@pytest.fixture
-def files(server: Loopback) -> list[Remote]:
-    """Eight files of SIZE random bytes on the server, `0.tar` …; three fit into the cache."""
-    made = []
-    for number in range(8):
-        body = random.Random(number).randbytes(SIZE)
-        server.files[f"{number}.tar"] = body
-        made.append(Remote(server.url(f"{number}.tar"), hashlib.sha256(body).hexdigest(), SIZE))
-    return made
-
-
-def held(cache: ShardCache, files: list[Remote]) -> list[int]:
-    """Returns the numbers of the files that are in the cache, whole."""
-    return [number for number, wanted in enumerate(files) if (cache.folder / wanted.sha256).exists()]
-
-
-def set_used(cache: ShardCache, wanted: Remote, seconds_ago: float) -> None:
-    """Sets the last use of a file."""
-    then = time.time() - seconds_ago
-    os.utime(cache.folder / wanted.sha256, (then, then))
 
 
 def descriptors() -> int:
@@ -70,6 +45,16 @@ def test_a_use_counts_however_short_the_last_one_lies_back(cache: ShardCache, fi
         cache.open(files[0])
     cache.open(files[3])
     assert held(cache, files) == [0, 2, 3]
+
+
+def test_finding_what_another_has_fetched_is_not_using(cache: ShardCache, files: list[Remote]) -> None:
+    """The oldest of three files is prefetched, long after it was expected: nothing is fetched, and it goes first all the same."""
+    for number in range(3):
+        cache.open(files[number])
+        set_used(cache, files[number], 300 - number)
+    assert cache.prefetch(files[0])
+    cache.open(files[3])
+    assert held(cache, files) == [1, 2, 3]
 
 
 def test_a_file_of_the_future_goes_first(cache: ShardCache, files: list[Remote]) -> None:

@@ -1,9 +1,12 @@
 """What a store is told of the shards to come: of everything under way, never backwards, anew after a fork, and when all is over."""
 
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Sequence
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,20 @@ from tests.datasets.stream.fakes import Expecting, Shuffled, Stamp
 
 
 class Noting:
-    """Notes what `shards` is asked, and answers with the number of the batch."""
+    """Notes what `shards` is asked, and answers with the number of the batch it is asked for."""
 
     def __init__(self, store: Any) -> None:
         self._store, self._expectation = store, Expectation()
 
     def tell(self, number: int, num_before: int) -> None:
-        self._expectation.tell(self._store, number, num_before, lambda: [number])
+        self._expectation.tell(self._store, number, num_before, lambda furthest, num_before: [furthest])
 
     def let_go(self) -> None:
         self._expectation.let_go(self._store)
+
+    @property
+    def expected(self) -> list[list[int]]:
+        return self._store.expected
 
 
 def test_the_furthest_worker_speaks_for_all() -> None:
@@ -42,6 +49,58 @@ def test_the_furthest_worker_speaks_for_all() -> None:
     assert store.expected[4:] == [[]], "once"
     noting.tell(1, 1)
     assert store.expected[5:] == [[1]]
+
+
+def tell_and_answer(noting: Noting, steps: list[tuple[int, int]], answer: connection.Connection) -> None:
+    """In a child: tells those batches, and sends what its store was told."""
+    for number, num_before in steps:
+        noting.tell(number, num_before)
+    answer.send(noting.expected)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_furthest_process_speaks_for_all(method: str) -> None:
+    """Where this process told of batch 4, a child at 3 tells its own store of 4, then at 5 of 5, which this one, at 4, tells too."""
+    noting = Noting(Expecting())
+    noting.tell(4, 2)
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=tell_and_answer, args=(noting, [(3, 2), (4, 2), (5, 2), (3, 2)], theirs))  # type: ignore[attr-defined]  # as in processes.py
+    child.start()
+    assert ours.recv() == [[4], [4], [5]], "what its copy of the store was told here, then what it was told there"
+    child.join()
+    noting.tell(4, 2)
+    assert noting.expected == [[4], [5]]
+    noting.let_go()
+    noting.tell(3, 2)
+    assert noting.expected == [[4], [5], [], [3]], "the next stream begins anew"
+
+
+def test_what_others_went_on_to_meanwhile_is_told_at_once() -> None:
+    """While this process tells of batch 1 another begins batch 2: it tells of 2 next, so that what is done with is not the newest."""
+    store, expectation = Expecting(), Expectation()
+
+    def asked(number: int, num_before: int) -> list[int]:
+        if number == 1:
+            child = os.fork()
+            if not child:
+                signal.alarm(5)
+                expectation.tell(store, 2, 1, asked)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        return [number]
+
+    expectation.tell(store, 1, 1, asked)
+    assert store.expected == [[1], [2]]
+
+
+def test_a_copy_is_a_stream_of_its_own() -> None:
+    """A pickled and unpickled expectation, where no child is being spawned, knows nothing of what was told."""
+    noting = Noting(Expecting())
+    noting.tell(4, 2)
+    copy = pickle.loads(pickle.dumps(noting))
+    copy.tell(3, 2)
+    assert copy.expected[1:] == [[3]]
 
 
 def test_threads_do_not_take_turns_in_going_back() -> None:

@@ -280,10 +280,10 @@ def test_memory_that_runs_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, offset: int, length: int) -> None:
         raise OSError(28, "No space left on device")
 
-    before = num_descriptors()
+    batches, before = source(), num_descriptors()
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(UserError, match="No space left on device"):
-        next(iter(load_batches(source(), range(10), workers=1)))
+        next(iter(load_batches(batches, range(10), workers=1)))
     assert num_descriptors() == before
 
 
