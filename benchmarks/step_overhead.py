@@ -89,7 +89,7 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
         ranks=ranks,
         logger=JsonLines(folder),
         meter=Meter(BATCH, 1.0, 1.0),
-        cadence=Cadence(steps, LOG_EVERY, 0, 0),
+        cadence=Cadence(steps, LOG_EVERY, (), 0),
         seed=0,
         global_batch_size=BATCH,
         accumulate=1,

@@ -22,6 +22,8 @@ from .errors import UserError
 
 T = TypeVar("T")
 
+_TAG = "kind"  # the setting that says which class a section of the user's naming is of
+
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
 def settings(cls: type[T]) -> type[T]:
@@ -256,15 +258,39 @@ def _explain(error: pydantic.ValidationError, cls: type[Any]) -> list[str]:
         path = [str(part) for part in item["loc"]]
         # Of a setting of several types pydantic names the one it tried, after the key: that is no part of the key.
         union = next((i for i in range(len(path)) if _is_union(known.get(".".join(path[:i])))), len(path))
-        key = ".".join(path[:union])
+        path, choices = _in_named_section(path[:union], known)
+        key = ".".join(path)
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            line = f"  {key}: unknown setting{nearest(key, list(known))}"
+            line = f"  {key}: unknown setting{nearest(key, choices)}"
+        elif item["type"] in ("union_tag_not_found", "union_tag_invalid"):  # of a named section
+            tag = f"={item['ctx']['tag']}" if "tag" in item.get("ctx", {}) else " is required, and not given"
+            line = f"  {key}.{_TAG}{tag}: allowed are {', '.join(_by_tag(known[path[0]].annotation))}"
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             line = f"  {key}: required, and not given"
         else:
             line = f"  {key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
         lines[line] = None
     return list(lines)
+
+
+def _in_named_section(path: list[str], known: Mapping[str, Leaf]) -> tuple[list[str], list[str]]:
+    """Returns a place as the user spelled it, and the keys that are valid around it.
+
+    Inside a section that the user named, `evaluators.mine.knn.k`, pydantic names the tag that it went by: that is no part of the key.
+    """
+    kinds = _by_tag(known[path[0]].annotation) if path[0] in known else {}
+    if len(path) < 3 or path[2] not in kinds:
+        return path, list(known)
+    section = f"{path[0]}.{path[1]}."
+    return [*path[:2], *path[3:]], [section + leaf.key for leaf in leaves(kinds[path[2]])]
+
+
+def _by_tag(annotation: Any) -> dict[str, type[Any]]:
+    """Returns the settings classes by `kind` of a setting of sections that the user names, `dict[str, A | B]`; of another, nothing."""
+    values = get_args(annotation)[1:] if get_origin(annotation) is dict else ()
+    members = [member for value in values for member in get_args(get_args(value)[0] if get_origin(value) is Annotated else value)]
+    tagged = [member for member in members if dataclasses.is_dataclass(member)]
+    return {get_args(get_type_hints(member)[_TAG])[0]: cast(type[Any], member) for member in tagged}
 
 
 def _is_union(leaf: Leaf | None) -> bool:
@@ -295,5 +321,7 @@ def _problems(config: Any, prefix: str) -> Iterator[str]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _problems(value, f"{prefix}{field.name}.")
+        for name, section in value.items() if _by_tag(field.type) else ():
+            yield from _problems(section, f"{prefix}{field.name}.{name}.")
     if hasattr(config, "problems"):
         yield from (prefix + line for line in config.problems())

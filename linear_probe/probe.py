@@ -20,7 +20,7 @@ from ..model_zoo.features import FeatureFolder, extract_features
 from ..model_zoo.ranks import Ranks
 from .cell_folder import read_row, write_folder
 from .metrics import Metric
-from .protocols.outcome import Outcome, Protocol, Rows
+from .protocols.outcome import Labels, Outcome, Protocol, Rows
 from .results import FILE_NAME, ResultRow, append_row, read_rows
 from .splits import Indices, digest_of
 from .subsets import Subset, parse_subset
@@ -32,6 +32,16 @@ class Splits:
 
     train: OpenedSplit
     test: OpenedSplit
+
+    def labels_of(self, rows: Indices) -> Labels:
+        """Returns int64[N] labels of the training images, -1 but for `rows`."""
+        labels = np.full(len(self.train), -1, np.int64)
+        labels[rows] = np.asarray(self.train.labels, np.int64)[rows]
+        return labels
+
+    def validation_rows(self, subset: Subset) -> Indices | None:
+        """Returns the numbers of the training rows of the official validation part; None where there is none, or a subset is in use."""
+        return self.train.validation_rows if subset.is_whole else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +77,8 @@ class Cell:
 
     @property
     def validation_rows(self) -> Indices | None:
-        """Numbers of the training rows that are the set's official validation part; None where there is none, or a subset is in use."""
-        return self.splits.train.validation_rows if self.subset.is_whole else None
+        """As `Splits.validation_rows`."""
+        return self.splits.validation_rows(self.subset)
 
     @property
     def validation(self) -> str:
@@ -213,10 +223,8 @@ def evaluate_cell(cell: Cell, features: CellFeatures, device: torch.device, out:
 
 
 def _evaluate(cell: Cell, features: CellFeatures, device: torch.device, out: Path) -> ResultRow:
-    labels = np.full_like(features.train.labels, -1)
-    labels[cell.rows] = features.train.labels[cell.rows]
     outcome = cell.protocol.evaluate(
-        Rows(features.train.features, labels),
+        Rows(features.train.features, cell.splits.labels_of(cell.rows)),
         Rows(features.test.features, features.test.labels),
         len(cell.splits.train.class_names),
         cell.metric,

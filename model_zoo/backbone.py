@@ -13,7 +13,7 @@ import torch
 from ..cli.errors import DataError, UserError
 from .architectures import create_model as create_model
 from .architectures import create_offline, timm_preprocessing
-from .export import WEIGHTS_NAME, Card, network_hash, read_card, read_weights
+from .export import WEIGHTS_NAME, Card, State, network_hash, read_card, read_weights
 from .preprocessing import Normalize, Preprocessing
 from .published import open_published, resize_input
 from .sources import access_from_environment
@@ -126,6 +126,18 @@ def _at_size(backbone: Backbone, image_size: int | None, checkpoint: str) -> Bac
     return Backbone(backbone.name, backbone.module, preprocessing, backbone.num_features, backbone.checkpoint_hash)
 
 
+def backbone_in_training(card: Card, state: State) -> Backbone:
+    """Returns the backbone of a model that is being trained: what `open_backbone` would make of its export, on the tensors' own storage.
+
+    Nothing is copied but buffers that no state dict holds, so it is good only for as long as `state` does not change; it has no hash of
+    its weights.
+    """
+    module = create_model(card.architecture, num_classes=0, **card.model_args)
+    backbone = Backbone(card.architecture, module, card.preprocessing, int(cast(Any, module).num_features))
+    _load_all(module, state, "the model in training", assign=True)
+    return backbone
+
+
 def run_weights(run: Path) -> Path:
     """Returns where a run folder keeps its exported weights."""
     return run / "export" / WEIGHTS_NAME
@@ -150,7 +162,7 @@ def _from_file(path: Path) -> Backbone:
     tensors = read_weights(path)
     run = path.parent.parent.name if path.parent.name == "export" else path.stem
     backbone = _from_card(card, run)
-    _load_all(backbone.module, tensors, path)
+    _load_all(backbone.module, tensors, str(path))
     backbone.checkpoint_hash = network_hash(card.architecture, card.model_args, backbone.module.state_dict())
     return backbone
 
@@ -180,7 +192,7 @@ def _from_timm(name: str, *, pretrained: bool) -> Backbone:
     return Backbone(name, module, timm_preprocessing(module), int(cast(Any, module).num_features), digest)
 
 
-def _load_all(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _load_all(module: torch.nn.Module, tensors: State, source: str, *, assign: bool = False) -> None:
     """Loads every tensor of the backbone; the classifier's are dropped, anything else left over is an error that lists it."""
     wanted = module.state_dict()
     classifier = cast(Any, module).pretrained_cfg.get("classifier") or ()
@@ -194,5 +206,5 @@ def _load_all(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: P
         if name in given and given[name].shape != wanted[name].shape
     ]
     if faults:
-        raise DataError("\n  ".join([f"{path}: {len(faults)} tensors do not match:", *faults[:20], *(["…"] if len(faults) > 20 else [])]))
-    module.load_state_dict(given)
+        raise DataError("\n  ".join([f"{source}: {len(faults)} tensors do not match:", *faults[:20], *(["…"] if len(faults) > 20 else [])]))
+    module.load_state_dict(given, assign=assign)

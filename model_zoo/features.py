@@ -168,7 +168,8 @@ def _make_parts(backbone: Backbone, store: ImageStore, folder: Path, how: Extrac
     with Progress(len(store), f"features of {what}", enabled=ranks.is_first) as progress:
         progress.resume(len(store) - sum(_part_size(store, part) for part in missing))
         for part in mine:
-            rows = _Rows(store, part * PART_ROWS, _part_size(store, part))
+            first = part * PART_ROWS
+            rows = SomeRows(store, np.arange(first, first + _part_size(store, part)))
             batches = EvalBatches(rows, backbone.preprocessing.view, min(how.batch_size, len(rows)))
             computed = []
             for batch in load_batches(batches, range(len(batches)), workers=how.workers, pin=backbone.device.type == "cuda"):
@@ -179,16 +180,36 @@ def _make_parts(backbone: Backbone, store: ImageStore, folder: Path, how: Extrac
 
 
 def _write_part(path: Path, features: npt.NDArray[np.float32], precision: Precision) -> None:
-    if not np.isfinite(features).all():
-        raise DataError(f"{path.parent.name}: the backbone gives features that are not finite")
-    stored: Matrix = features
-    if precision == "bf16":
-        with np.errstate(over="ignore"):
-            stored = features.astype(np.float16)
-        if not np.isfinite(stored).all():
-            raise DataError(f"{path.parent.name}: features reach {np.abs(features).max():.3g}, over float16's 65504; use precision=fp32")
+    stored = as_stored(features, precision, path.parent.name)
     with atomic_file(path) as file:
         np.save(file, stored)
+
+
+def as_stored(features: npt.NDArray[np.float32], precision: Precision, what: str) -> Matrix:
+    """Returns features in the type that they are kept in: float16 of a bf16 forward pass, else float32.
+
+    Raises:
+        DataError: for features that are not finite, or beyond float16's range; `what` they are of is named.
+    """
+    if not np.isfinite(features).all():
+        raise DataError(f"{what}: the backbone gives features that are not finite")
+    if precision == "fp32":
+        return features
+    with np.errstate(over="ignore"):
+        stored = features.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise DataError(f"{what}: features reach {np.abs(features).max():.3g}, over float16's 65504; use precision=fp32")
+    return stored
+
+
+def alike_batches(num_samples: int, batch_size: int) -> list[tuple[range, int]]:
+    """Returns stretches of a store's samples, and the size of the batches in which `extract_features` computes each of them.
+
+    All parts but the last have the same; a row's arithmetic depends on nothing else of its batch.
+    """
+    last = (num_samples - 1) // PART_ROWS * PART_ROWS
+    stretches = [(range(last), min(batch_size, PART_ROWS)), (range(last, num_samples), min(batch_size, num_samples - last))]
+    return [(samples, size) for samples, size in stretches if len(samples)]
 
 
 def _join_parts(folder: Path, store: ImageStore, identity: dict[str, Any]) -> None:
@@ -218,22 +239,24 @@ def _join_parts(folder: Path, store: ImageStore, identity: dict[str, Any]) -> No
         path.unlink()
 
 
-class _Rows:
-    """A stretch of a store, as a store."""
+class SomeRows:
+    """The samples int64[N] of a store, as a store."""
 
-    def __init__(self, store: ImageStore, start: int, count: int) -> None:
-        self._store, self._start, self._count = store, start, count
-        self.labels = store.labels[start : start + count]
+    def __init__(self, store: ImageStore, samples: npt.NDArray[np.int64]) -> None:
+        self._store, self._samples = store, samples
+        self.labels = store.labels[samples]
         self.class_names, self.data_hash = store.class_names, store.data_hash
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._samples)
 
     def load(self, sample: int) -> torch.Tensor:
-        return self._store.load(self._start + sample)
+        """As the store."""
+        return self._store.load(int(self._samples[sample]))
 
     def name(self, sample: int) -> str:
-        return self._store.name(self._start + sample)
+        """As the store."""
+        return self._store.name(int(self._samples[sample]))
 
 
 def _part_path(folder: Path, part: int) -> Path:

@@ -42,6 +42,14 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def from_all(self, value: str) -> list[str]:
+        """Returns every rank's value, in the order of ranks, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        boxes = [""] * self.world_size
+        dist.all_gather_object(boxes, value)
+        return boxes
+
     def share_cores(self, workers: int, threads: int = 0) -> None:
         """Sets this process's intra-op threads: `threads`, or (0) its share of the machine's cores less its loader workers.
 

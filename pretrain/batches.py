@@ -1,7 +1,7 @@
 """The batches of a run, made from its settings: training batches from any position of the order, and those of the validation split."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from ..datasets.augment.crops import EvalView, TrainView, View
 from ..datasets.augment.views import training_view
@@ -48,11 +48,11 @@ class RunBatches:
             num_ahead=data.shards_ahead,
         )
         if data.bad_samples == "fail":
-            yield from self._load(source, numbers)
+            yield from self.load(source, numbers)
             return
         folder = run.folder / "bad_samples"
         with BadSampleList(folder / f"rank-{ranks.rank}.tsv", sorted(folder.glob("rank-*.tsv"))) as listed:
-            for batch in self._load(source, numbers):
+            for batch in self.load(source, numbers):
                 listed.add(batch.replaced)
                 yield batch
 
@@ -62,9 +62,10 @@ class RunBatches:
         view = EvalView(data.image_size, crop_fraction=data.eval_crop, interpolation=data.interpolation)
         batch_size, ranks = self.config.run.eval_batch_size, self.ranks
         source = EvalBatches(shards, view, batch_size, ranks.rank, ranks.world_size, num_ahead=data.shards_ahead)
-        return self._load(source, range(len(source)))
+        return self.load(source, range(len(source)))
 
-    def _load(self, source: BatchSource, numbers: range) -> Iterator[Batch]:
+    def load(self, source: BatchSource, numbers: range) -> Generator[Batch, None, None]:
+        """Yields the batches `numbers` of any source, loaded as the settings say, on this rank's device."""
         data, ranks = self.config.data, self.ranks
         watch = Watch(data.stall_s, ranks.rank)
         hold = HOLD if ranks.device.type == "cuda" else 1

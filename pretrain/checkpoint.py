@@ -24,6 +24,7 @@ import torch
 from ..cli.errors import DataError
 from ..datasets.atomic import fsync_folder, publish_folder, sha256_file, write_bytes, write_text
 from ..model_zoo.export import contiguous, read_weights
+from .evaluator_config import VAL
 
 FORMAT, VERSION = "bamboo-checkpoint", 2
 _READ = (1, 2)
@@ -54,8 +55,8 @@ class Checkpoint:
     """As `engines.portable` has it; of version 1, as `torch.optim.Optimizer.state_dict` had it."""
     pinned: dict[str, Any]
     """The settings and data hashes that a resumed run must share."""
-    top1: float | None = None
-    """Accuracy on the validation split after this very step, where it was measured before the state was saved."""
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What the evaluators, by name, found after this very step, before the state was saved."""
 
 
 class CheckpointFolder:
@@ -64,12 +65,14 @@ class CheckpointFolder:
     Args:
         run: the run folder.
         keep: how many of the newest are kept.
-        best: how many of those with the best top-1 are kept besides; among equals the newest.
+        best: how many of those that `best_by` scored best are kept besides; among equals the newest.
+        best_by: name of an evaluator.
         every: those after a multiple of so many steps are kept besides; 0: none.
     """
 
-    def __init__(self, run: Path, keep: int, *, best: int = 0, every: int = 0) -> None:
-        self._folder, self._keep, self._best, self._every = run / "checkpoints", keep, best, every
+    def __init__(self, run: Path, keep: int, *, best: int = 0, best_by: str = VAL, every: int = 0) -> None:
+        self._folder, self._keep, self._every = run / "checkpoints", keep, every
+        self._best, self._best_by = best, best_by
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint, moves `latest` to it, then drops the old ones that are not to be kept.
@@ -112,7 +115,7 @@ class CheckpointFolder:
         paths = self._by_age()
         kept = set(paths[: self._keep])
         if self._best:
-            scored = [(top1, path) for path in paths if (top1 := _top1(path)) is not None]
+            scored = [(score, path) for path in paths if (score := _score(path, self._best_by)) is not None]
             kept |= {path for _, path in sorted(scored, reverse=True)[: self._best]}
         if self._every:
             kept |= {path for path in paths if int(path.name.removeprefix("step-")) % self._every == 0}
@@ -142,7 +145,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         average=read_weights(average) if average.exists() else None,
         optimizer=_read_optimizer(path / "optimizer.pt"),
         pinned=tree["pinned"],
-        top1=tree.get("top1"),
+        scores=_scores(tree),
     )
 
 
@@ -154,12 +157,18 @@ def _read_optimizer(path: Path) -> dict[str, Any]:
     return state
 
 
-def _top1(path: Path) -> float | None:
+def _score(path: Path, evaluator: str) -> float | None:
     try:
-        value = json.loads((path / "state.json").read_bytes()).get("top1")
+        value = _scores(json.loads((path / "state.json").read_bytes())).get(evaluator)
     except (OSError, ValueError, AttributeError):
         return None
     return float(value) if isinstance(value, int | float) else None
+
+
+def _scores(tree: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the scores of a `state.json`; for a time it held one, the top-1 on the validation split."""
+    before = {} if tree.get("top1") is None else {VAL: tree["top1"]}
+    return {**before, **tree.get("scores", {})}
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -170,7 +179,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "version": VERSION,
         "position": dataclasses.asdict(checkpoint.position),
         "pinned": checkpoint.pinned,
-        "top1": checkpoint.top1,
+        "scores": dict(checkpoint.scores),
         "versions": {"torch": torch.__version__},
         "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(folder.iterdir())},
     }

@@ -10,6 +10,7 @@ from ..datasets.plan.sources import parse_source
 from .data_config import Count, DataSettings, Fraction, NonNegative, SamplingSettings
 from .duration import Duration
 from .engines.compatible import optimizer_problem
+from .evaluator_config import VAL, Evaluators, name_problems
 
 
 @settings
@@ -118,7 +119,9 @@ class RunSettings:
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
     keep_best: Annotated[int, Field(ge=0)] = 0
-    """Further checkpoints kept: those of the best top-1 on data.val, where a checkpoint is due after the evaluation of the same step."""
+    """Further checkpoints kept: those that run.best_by scored best, where a checkpoint is due after the evaluation of the same step."""
+    best_by: str = VAL
+    """The evaluator that keep_best goes by: val, the top-1 on data.val, or a name of evaluators."""
     keep_every: Duration | None = None
     """Further checkpoints kept: those after every so many steps; none: none."""
     background_saves: bool = True
@@ -166,6 +169,8 @@ class PretrainSettings:
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     engine: EngineSettings = EngineSettings()
+    evaluators: Evaluators = Field(default_factory=dict)
+    """Scores on downstream sets every so often, by a name of yours, e.g. {cifar: {kind: knn, dataset: cifar10, data_root: data}}."""
     run: RunSettings
     dry_run: bool = False
     """Check everything, print the plan of the run, and stop."""
@@ -192,6 +197,16 @@ class PretrainSettings:
             found.append("sampling.coupled=true: pairs of epochs are of one folder without an amount")
         if self.run.global_batch_size < self.run.accumulate:
             found.append(f"run.accumulate={self.run.accumulate}: at most run.global_batch_size={self.run.global_batch_size}")
+        found += name_problems(self.evaluators) + self._best_problems()
         if "%" in self.run.duration:
             found.append(f"run.duration={self.run.duration}: a run's own length cannot be a share of it; give steps, samples or epochs")
         return found
+
+    def _best_problems(self) -> list[str]:
+        run, names = self.run, [*([VAL] if self.data.val is not None else []), *self.evaluators]
+        if not run.keep_best:
+            return [] if run.best_by == VAL else [f"run.best_by={run.best_by}: nothing goes by it with run.keep_best=0; raise that"]
+        if run.best_by not in names:
+            allowed = f"allowed are {', '.join(names)}" if names else "there is none; give data.val or evaluators"
+            return [f"run.best_by={run.best_by}: no such evaluator for run.keep_best={run.keep_best} to go by; {allowed}"]
+        return []

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.atomic import write_bytes
+from .evaluator_config import VAL
 from .log import read_log
 
 
@@ -12,11 +13,16 @@ def draw_curves(folder: Path) -> bytes:
     """Returns a PNG of loss, accuracy, learning rate and throughput over the run so far, and writes it to `curves.png`."""
     import matplotlib.figure  # 0.3 s to import, and only wanted here
 
-    train, scored = read_log(folder, "train"), read_log(folder, "eval")
+    train, scored = read_log(folder, "train"), read_log(folder, "eval", VAL)
+    others: dict[str, list[dict[str, Any]]] = {}
+    for row in read_log(folder, "eval"):
+        if row["name"] != VAL and "value" in row:
+            others.setdefault(row["name"], []).append(row)
     figure = matplotlib.figure.Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 2)
     _plot(axes[0, 0], "loss", {"train": (train, "loss"), "validation": (scored, "loss")})
-    _plot(axes[0, 1], "validation accuracy", {"top-1": (scored, "top1"), "top-5": (scored, "top5")})
+    accuracies = {"top-1": (scored, "top1"), "top-5": (scored, "top5")} if scored or not others else {}
+    _plot(axes[0, 1], "accuracy", accuracies | {name: (rows, "value") for name, rows in others.items()})
     _plot(axes[1, 0], "learning rate", {"": (train, "lr")})
     _plot(axes[1, 1], "images / s", {"": (train, "images_per_s")})
     picture = io.BytesIO()

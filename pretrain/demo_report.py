@@ -18,6 +18,7 @@ from ..linear_probe.results import ResultRow
 from .curves import draw_curves
 from .demo_data import DIGIT_SIDE, NUM_HELD_OUT, SIDE, SPLITS
 from .demo_table import LABELS, PIXELS, PRETRAINED, TABLES, UNTRAINED, Table
+from .evaluator_config import VAL
 from .log import read_log
 from .stages import Stage
 
@@ -179,7 +180,7 @@ def _splits(facts: Facts) -> str:
 def _pretraining(folder: Path) -> dict[str, str]:
     """Returns what the report says of the run in `folder`, from its card, description and log."""
     card, run = (json.loads((folder / name).read_bytes()) for name in ("export/model.json", "run.json"))
-    train, scored = read_log(folder, "train"), read_log(folder, "eval")
+    train, scored = read_log(folder, "train"), read_log(folder, "eval", VAL)
     curves = "Four curves over the steps of pretraining: loss, validation accuracy, learning rate, images per second"
     return {
         "architecture": html.escape(card["architecture"]),

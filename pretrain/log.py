@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..cli.errors import missing_extra
+from .evaluator_config import VAL
 
 LOG_NAME = "log.jsonl"
 
@@ -72,7 +73,7 @@ class Console:
     def write(self, row: Row) -> None:
         """Prints one row."""
         values = " ".join(f"{name} {_short(value)}" for name, value in row.items() if name in _SHOWN)
-        sys.stderr.write(f"{row['kind']} {row['step']}/{self._total_steps} {values}{self._left(row)}\n")
+        sys.stderr.write(f"{' '.join(_title(row))} {row['step']}/{self._total_steps} {values}{self._left(row)}\n")
         sys.stderr.flush()
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class TensorBoard:
     def write(self, row: Row) -> None:
         """Writes the row's numbers under kind/name."""
         for name, value in _numbers(row):
-            self._writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+            self._writer.add_scalar("/".join([*_title(row), name]), value, row["step"])
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -122,20 +123,27 @@ class Wandb:
 
     def write(self, row: Row) -> None:
         """Logs the row's numbers under kind/name."""
-        self._run.log({f"{row['kind']}/{name}": value for name, value in _numbers(row)}, step=row["step"])
+        self._run.log({"/".join([*_title(row), name]): value for name, value in _numbers(row)}, step=row["step"])
 
     def close(self) -> None:
         """Ends the run."""
         self._run.finish()
 
 
-def read_log(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """Returns the rows of one kind by step; where a resumed run repeated a step, its later row. Half-written lines are passed over."""
-    rows: dict[int, dict[str, Any]] = {}
+def read_log(folder: Path, kind: str, name: str | None = None) -> list[dict[str, Any]]:
+    """Returns the rows of one kind by step; where a resumed run repeated a step, its later row. Half-written lines are passed over.
+
+    Args:
+        name: of an evaluator, whose rows alone are returned. A row of kind eval without a name is one of before they had any: val's.
+    """
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
     for row in _rows((folder / LOG_NAME).read_bytes().splitlines()):
         if row.get("kind") == kind:
-            rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
+            if kind == "eval":
+                row.setdefault("name", VAL)
+            rows[row["step"], row.get("name", "")] = row
+    chosen = (row for row in rows.values() if name is None or row.get("name") == name)
+    return sorted(chosen, key=lambda row: row["step"])
 
 
 def _rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -148,7 +156,12 @@ def _rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-_SHOWN = ("loss", "lr", "images_per_s", "data_wait", "mfu", "top1", "top5")
+_SHOWN = ("loss", "lr", "images_per_s", "data_wait", "mfu", "top1", "top5", "mean_per_class", "error")
+
+
+def _title(row: Row) -> list[str]:
+    """Returns the kind, and an evaluator's name; of the validation split numbers go by the kind alone."""
+    return [row["kind"], *([row["name"]] if row.get("name", VAL) != VAL else [])]
 
 
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:

@@ -39,6 +39,7 @@ class Vote:
         self._ballot: tuple[torch.Tensor, dist.Work] | None = None
         self._place = ""
         self._passed, self._skip, self._since = 0, 0, time.perf_counter()
+        self._told = 0.0
 
     def check(self, place: str = "training") -> None:
         """Marks a boundary; every rank marks the same ones.
@@ -58,6 +59,34 @@ class Vote:
         if place != self._place or self._passed > self._skip:
             self._place = place
             self._begin(self._group)
+
+    def working(self) -> None:
+        """Marks a boundary of work that this rank does while others wait in `until_none_works`; it may be marked often.
+
+        Raises:
+            StopRequested: as `check`.
+        """
+        if self._group is None:
+            self.check("waiting")
+        elif time.perf_counter() - self._told >= _VOTE_EVERY_S:
+            self._any_works(self._group, True)
+
+    def until_none_works(self) -> None:
+        """Returns once no rank is at work any more, however long that takes: those that are say so at their boundaries.
+
+        Raises:
+            StopRequested: as `check`.
+        """
+        while self._group is not None and self._any_works(self._group, False):
+            pass
+
+    def _any_works(self, group: dist.ProcessGroup, works: bool) -> bool:
+        """Returns whether any rank is at work; a boundary of all ranks."""
+        count = torch.tensor([int(works)])
+        dist.all_reduce(count, group=group)
+        self.check("waiting")
+        self._told = time.perf_counter()
+        return bool(count)
 
     def _begin(self, group: dist.ProcessGroup) -> None:
         now = time.perf_counter()

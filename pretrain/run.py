@@ -1,7 +1,7 @@
 """A run: built from its settings on one rank, resumed where it stopped, executed, exported."""
 
-import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from .average import create_average
 from .batches import RunBatches
 from .checkpoint import Checkpoint, CheckpointFolder, Position, read_checkpoint
 from .config import PretrainSettings
-from .curves import draw_curves
 from .engines.choice import open_engine
-from .evaluate import evaluate
-from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb, read_log
+from .evaluators.evaluations import Evaluations, intervals
+from .evaluators.opened import Downstream
+from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb
 from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
@@ -37,10 +37,10 @@ from .writer import Writer
 
 
 class Run:
-    """A run on one rank, built and ready: `Run(config, pool, ranks, signals).execute()`."""
+    """A run on one rank, built and ready: `Run(config, pool, evaluators, ranks, signals).execute()`."""
 
-    def __init__(self, config: PretrainSettings, pool: Pool, ranks: Ranks, signals: StopSignals) -> None:
-        self._config, self._pool, self._ranks, self._signals = config, pool, ranks, signals
+    def __init__(self, config: PretrainSettings, pool: Pool, evaluators: Sequence[Downstream], ranks: Ranks, signals: StopSignals) -> None:
+        self._config, self._pool, self._downstream, self._ranks, self._signals = config, pool, evaluators, ranks, signals
         self._vote, self._marker = Vote(signals, ranks), Marker(config.run.folder)
         self._objective = Objective(config.objective, config.run.seed)
         if ranks.world_size * self._objective.unit * config.run.accumulate > config.run.global_batch_size:
@@ -62,9 +62,9 @@ class Run:
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         every = max(pool.lengths.steps(config.run.keep_every), 1) if config.run.keep_every else 0
-        self._checkpoints = CheckpointFolder(config.run.folder, config.run.keep_checkpoints, best=config.run.keep_best, every=every)
+        run = config.run
+        self._checkpoints = CheckpointFolder(run.folder, run.keep_checkpoints, best=run.keep_best, best_by=run.best_by, every=every)
         self._writer = Writer(self._checkpoints, background=config.run.background_saves)
-        self._score: tuple[int, float] = (-1, 0.0)  # the newest evaluation: step and top-1
         size = config.data.image_size
         self._flops = training_flops(model, torch.zeros(1, 3, size, size, device=ranks.device))  # before an engine takes the model apart
         build = functools.partial(create_optimizer, settings=config.optimizer)
@@ -89,12 +89,14 @@ class Run:
         self._lengths = self._pool.lengths.with_epoch(self._plan.history.epoch_samples, self._config.run.duration)
         total = self._lengths.last_step(self._config.run.duration, offset)
         self._logger = self._open_loggers(done, total)
+        self._cadence = self._create_cadence(total)
+        self._evaluations = self._create_evaluations()
         try:
-            self._catch_up(done, total)
+            self._catch_up(done)
             if done.step < total:
                 batches = self._batches.training(self._plan.order, range(done.step, total), offset)
                 with self._writer:  # whatever ends the training: what was to be saved is written first
-                    self._trainer(offset, total).train(batches, done.step)
+                    self._trainer(offset).train(batches, done.step)
             self._export(max(done.step, total))
             if self._ranks.is_first:
                 self._marker.write(max(done.step, total), FINISHED)
@@ -115,20 +117,36 @@ class Run:
         self._ranks.barrier()
         self._signals.is_saved = True
 
-    def _catch_up(self, done: Position, total: int) -> None:
-        """Makes up for an evaluation that was due where the run stands and was interrupted."""
-        every = max(self._lengths.steps(self._config.run.eval_every), 1)
-        missing = self._ranks.is_first and done.step not in {row["step"] for row in read_log(self._config.run.folder, "eval")}
-        if done.step == 0 or not (done.step == total or done.step % every == 0) or not self._ranks.from_first("missing" if missing else ""):
-            return
+    def _catch_up(self, done: Position) -> None:
         try:
-            self._evaluate(done.step)
+            self._evaluations.catch_up(done.step)
         except StopRequested as request:
             raise Stopped(done.step, done.samples, request.number) from None
 
-    def _trainer(self, offset: int, total: int) -> Trainer:
+    def _create_cadence(self, total: int) -> Cadence:
         run, lengths = self._config.run, self._lengths
-        every = [max(lengths.steps(text), 1) for text in (run.log_every, run.eval_every, run.checkpoint_every)]
+        log, save = (max(lengths.steps(text), 1) for text in (run.log_every, run.checkpoint_every))
+        return Cadence(total, log, tuple(intervals(self._config, lengths).values()), save)
+
+    def _create_evaluations(self) -> Evaluations:
+        return Evaluations(
+            config=self._config,
+            val=self._pool.val,
+            downstream=self._downstream,
+            every=intervals(self._config, self._lengths),
+            engine=self._engine,
+            average=self._average,
+            batches=self._batches,
+            normalize=self._normalize,
+            card=self._card(0),
+            ranks=self._ranks,
+            vote=self._vote,
+            logger=self._logger,
+            cadence=self._cadence,
+        )
+
+    def _trainer(self, offset: int) -> Trainer:
+        run, lengths = self._config.run, self._lengths
         return Trainer(
             engine=self._engine,
             objective=self._objective,
@@ -138,35 +156,24 @@ class Run:
             ranks=self._ranks,
             logger=self._logger,
             meter=Meter(run.global_batch_size, self._flops, self._peak * self._ranks.world_size),
-            cadence=Cadence(total, *every),
+            cadence=self._cadence,
             seed=run.seed,
             global_batch_size=run.global_batch_size,
             offset=offset,
             schedule_step=functools.partial(lengths.schedule_step, run.duration, offset),
             accumulate=run.accumulate,
-            evaluate=self._evaluate,
+            evaluate=self._evaluations.after,
             save=self._save,
             vote=self._vote,
         )
-
-    def _evaluate(self, step: int) -> None:
-        if self._pool.val is None:
-            return
-        batches = self._batches.validation(self._pool.val)
-        with self._engine.lend(self._average.shards) as module:
-            score = evaluate(module, self._normalize, batches, self._ranks, self._config.run.precision, self._vote)
-        self._score = (step, score.top1)
-        self._logger.write({"kind": "eval", "step": step, **dataclasses.asdict(score)})
-        if self._ranks.is_first:
-            draw_curves(self._config.run.folder)
 
     def _save(self, step: int, samples: int) -> None:
         model, optimizer = self._engine.save()
         average = None if self._average.shards is None else self._engine.gather(self._average.shards)
         if self._ranks.is_first:
             position = Position(step, samples, self._config.run.seed, self._plan.version_at(self._position(samples) - 1))
-            top1 = self._score[1] if self._score[0] == step else None
-            self._writer.save(Checkpoint(position, model, average, optimizer, pinned(self._config), top1))
+            scores = self._evaluations.values(step)
+            self._writer.save(Checkpoint(position, model, average, optimizer, pinned(self._config), scores))
         self._ranks.barrier()
 
     def _resume(self) -> Position:
@@ -220,8 +227,10 @@ class Run:
 
     def _export(self, steps: int) -> None:
         weights = self._engine.gather(self._engine.shards() if self._average.shards is None else self._average.shards)
-        if not self._ranks.is_first:
-            return
+        if self._ranks.is_first:
+            write_export(self._config.run.folder / "export", weights, self._card(steps))
+
+    def _card(self, steps: int) -> Card:
         args = {name: value for name, value in self._model_args().items() if name != "drop_path_rate"}
         trained = {
             "data_hash": self._pool.train.data_hash,
@@ -230,14 +239,13 @@ class Run:
             "weights": "model" if self._average.shards is None else "ema",
             "versions": versions(),
         }
-        card = Card(
+        return Card(
             architecture=self._config.model.name,
             model_args=args,
             classes=tuple(self._pool.train.class_names),
             preprocessing=self._preprocessing,
             trained=trained,
         )
-        write_export(self._config.run.folder / "export", weights, card)
 
     def _model_args(self) -> dict[str, Any]:
         drop_path = {"drop_path_rate": self._config.model.drop_path} if self._config.model.drop_path else {}

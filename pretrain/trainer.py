@@ -33,7 +33,8 @@ class Cadence:
 
     total: int
     log: int
-    evaluate: int
+    evaluate: tuple[int, ...]
+    """Of each evaluator."""
     save: int
 
     def due(self, every: int, step: int) -> bool:
@@ -87,7 +88,7 @@ class Trainer:
                 if self.cadence.due(self.cadence.log, done):
                     with self.operations.during(LOGGING):
                         self._log(tally, done)
-                if self.cadence.due(self.cadence.evaluate, done):
+                if any(self.cadence.due(every, done) for every in self.cadence.evaluate):
                     with self.operations.during(EVALUATION):
                         self.evaluate(done)
                     self.meter.restart()

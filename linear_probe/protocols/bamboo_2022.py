@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..boundary import boundary
 from ..metrics import Accuracy, Metric, Scores, score
 from ..solver.problem import Matrix, full_float32
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, SelectedOn, check_sides, load_rows, row_blocks
@@ -111,6 +112,7 @@ class Bamboo2022(Protocol):
         best: dict[Metric, tuple[int, Scores, Labels]] = {}
         with full_float32(), torch.inference_mode(mode=False):
             for step in range(1, self.num_steps + 1):
+                boundary()
                 before = _memory(optimizer)
                 optimizer.step(lambda: backward(head, optimizer, parts, penalty)[1])  # type: ignore[no-untyped-call]  # as torch leaves it
                 ended = _is_same(before, _memory(optimizer)) or _is_lost(head)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..boundary import boundary
 from ..metrics import Metric, Scores, score
 from ..solver.problem import Matrix, full_float32
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, check_sides, hold_out, row_blocks
@@ -84,6 +85,7 @@ class Knn(Protocol):
         found: list[list[torch.Tensor]] = [[] for _ in self.neighbours]
         with full_float32():
             for query_QD in row_blocks(queries, query_rows, device, _QUERY_ROWS):
+                boundary()
                 similarity_QJ, place_QJ = _nearest(query_QD, keys.features, key_rows, min(self.neighbours[-1], len(key_rows)))
                 label_QJ = torch.from_numpy(keys.labels[key_rows[place_QJ.cpu().numpy()]]).to(device)
                 weight_QJ = ((similarity_QJ.double() - similarity_QJ[:, :1].double()) / self.temperature).exp()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ...cli.errors import DataError
+from ..boundary import boundary
 from ..metrics import Metric, score
 from ..solver.problem import Matrix, full_float32
 from .outcome import Clock, Curve, CurvePoint, Labels, Outcome, Protocol, Rows, check_sides, hold_out, row_blocks
@@ -134,6 +135,7 @@ class DinoLinear(Protocol):
             weight_velocity_HKD, bias_velocity_HK = torch.zeros_like(heads.weight_HKD), torch.zeros_like(heads.bias_HK)
             rate_H = torch.tensor(rates, device=device) * (self.batch_size / self.lr_batch)
             for step in range(self.num_steps):
+                boundary()
                 chosen = np.sort(rows[order.batch(step)])
                 features_BD = torch.from_numpy(np.asarray(side.features[chosen], np.float32)).to(device)
                 residual_BHK = _residual(heads.logits(features_BD), torch.from_numpy(side.labels[chosen]).to(device))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..boundary import boundary
 from .gram import Gram, Preconditioner
 from .line_search import Penalty, search
 from .objective import Objective, Point, Points
@@ -173,6 +174,7 @@ def minimise_all(
     """
     batch = _Batch(objective, gram, torch.tensor(ridges, dtype=torch.float64, device=objective.rows.device), points, history)
     for iteration in range(max_iterations):
+        boundary()
         batch.aim(iteration)
         batch.leave([state.decrement >= 0.0 and stop(state) for state in batch.progress()], iteration, converged=True)
         if batch.running:

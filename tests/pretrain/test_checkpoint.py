@@ -50,14 +50,28 @@ def test_newest_and_retention(tmp_path: Path) -> None:
 
 
 def test_the_best_and_every_so_many_are_kept_too(tmp_path: Path) -> None:
-    """Newest 1, best 2 by top-1, every 40 steps, of eight checkpoints: exactly those stay; without a score none is the best."""
-    folder = CheckpointFolder(tmp_path, keep=1, best=2, every=40)
+    """Newest 1, best 2 by one of two evaluators, every 40 steps, of eight checkpoints: those stay; without a score none is the best."""
+    folder = CheckpointFolder(tmp_path, keep=1, best=2, best_by="mine", every=40)
     scores = {10: 0.5, 20: 0.9, 30: 0.1, 40: 0.2, 50: 0.9, 60: None, 70: 0.3, 75: None}
-    for step, top1 in scores.items():
-        folder.save(dataclasses.replace(checkpoint(step), top1=top1))
+    for step, score in scores.items():
+        found = {"val": 1 - step / 100, **({} if score is None else {"mine": score})}
+        folder.save(dataclasses.replace(checkpoint(step), scores=found))
     kept = sorted(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*"))
     assert kept == [20, 40, 50, 75]
-    assert read_checkpoint(tmp_path / "checkpoints" / "step-00000050").top1 == 0.9
+    assert read_checkpoint(tmp_path / "checkpoints" / "step-00000050").scores == {"val": 0.5, "mine": 0.9}
+
+
+def test_the_best_of_before_evaluators_had_names(tmp_path: Path) -> None:
+    """A state.json with `top1`, as it was first written: the score of data.val, which keep_best goes by."""
+    folder = CheckpointFolder(tmp_path, keep=1, best=1)
+    path = folder.save(checkpoint(10))
+    tree = json.loads((path / "state.json").read_text())
+    del tree["scores"]
+    (path / "state.json").write_text(json.dumps({**tree, "top1": 0.7}))
+    assert read_checkpoint(path).scores == {"val": 0.7}
+    folder.save(dataclasses.replace(checkpoint(20), scores={"val": 0.6}))
+    folder.save(dataclasses.replace(checkpoint(30), scores={"mine": 0.9}))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000010", "step-00000030"]
 
 
 def rewrite_version(path: Path, version: int) -> None:

@@ -13,7 +13,7 @@ from bamboo.datasets.stream.batches import EvalBatches
 from bamboo.datasets.stream.loader import load_batches
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import start_ranks
-from bamboo.pretrain.evaluate import evaluate
+from bamboo.pretrain.evaluators.classify import evaluate
 from tests.pretrain.launch import free_port
 
 BATCH_SIZE = 5  # 37 images: no number of ranks divides them

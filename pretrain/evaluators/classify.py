@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..cli.errors import DataError
-from ..datasets.stream.batches import Batch
-from ..model_zoo.preprocessing import Normalize
-from ..model_zoo.ranks import Ranks
-from .preemption import Vote
+from ...cli.errors import DataError
+from ...datasets.stream.batches import Batch
+from ...model_zoo.preprocessing import Normalize
+from ...model_zoo.ranks import Ranks
+from ..preemption import Vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def evaluate(
     Raises:
         StopRequested: at a boundary between batches, where a `vote` was for the end.
     """
-    _share_buffers(module, ranks)
+    share_buffers(module, ranks)
     was_training = module.training
     module.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=ranks.device)  # images, top-1 hits, top-5 hits
@@ -61,7 +61,8 @@ def evaluate(
     return Score(top1 / num_images, top5 / num_images, float(ranks.sum(loss)) / num_images, num_images)
 
 
-def _share_buffers(module: torch.nn.Module, ranks: Ranks) -> None:
+def share_buffers(module: torch.nn.Module, ranks: Ranks) -> None:
+    """Gives all ranks the buffers of rank 0 (batch-norm statistics), which are those that are saved and exported."""
     if ranks.world_size > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
