@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..cli.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +45,13 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def from_all(self, value: str) -> list[str]:
-        """Returns every rank's value, in the order of ranks, on every rank."""
+    def from_all(self, value: T) -> list[T]:
+        """Returns every rank's value, by rank, on every rank; it must pickle."""
         if self.world_size == 1:
             return [value]
-        boxes = [""] * self.world_size
-        dist.all_gather_object(boxes, value)
-        return boxes
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
 
     def share_cores(self, workers: int, threads: int = 0) -> None:
         """Sets this process's intra-op threads: `threads`, or (0) its share of the machine's cores less its loader workers.

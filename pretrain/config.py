@@ -11,6 +11,7 @@ from .data_config import Count, DataSettings, Fraction, NonNegative, SamplingSet
 from .duration import Duration
 from .engines.compatible import optimizer_problem
 from .evaluator_config import VAL, Evaluators, name_problems
+from .log_config import WandbSettings, unused
 
 
 @settings
@@ -128,8 +129,8 @@ class RunSettings:
     """Checkpoints are copied to memory and written while training goes on; false: training waits until they are written."""
     tensorboard: bool = False
     """Write TensorBoard events (extra: tensorboard)."""
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """Write a wandb run (extra: wandb); offline needs no network."""
+    wandb: Literal["disabled", "auto", "offline", "online"] = "disabled"
+    """Write a wandb run (extra: wandb). auto: online where its server answers, else offline; online: a new run insists on the server."""
 
 
 @settings
@@ -172,6 +173,7 @@ class PretrainSettings:
     evaluators: Evaluators = Field(default_factory=dict)
     """Scores on downstream sets every so often, by a name of yours, e.g. {cifar: {kind: knn, dataset: cifar10, data_root: data}}."""
     run: RunSettings
+    wandb: WandbSettings = WandbSettings()
     dry_run: bool = False
     """Check everything, print the plan of the run, and stop."""
 
@@ -185,6 +187,8 @@ class PretrainSettings:
         found = optimizer_problem(self.optimizer.name, self.engine.kind, self.engine.zero_stage)
         if self.model.compile and self.engine.kind == "deepspeed" and self.engine.zero_stage == 3:
             found.append("model.compile=true: not with engine.zero_stage=3; use zero_stage 0 to 2, or engine.kind=fsdp")
+        if self.run.wandb == "disabled":
+            found += unused("wandb", self.wandb, "run.wandb=disabled does not use it; set run.wandb=auto, or leave it out")
         if self.mixes and self.run.global_batch_size % 2:
             found.append(f"run.global_batch_size={self.run.global_batch_size}: mixup and cutmix blend pairs, so it must be even")
         if self.run.global_batch_size % self.data.repeats:

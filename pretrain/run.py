@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from ..cli.config import dump, to_yaml
 from ..cli.errors import DataError, UserError
-from ..datasets.atomic import sha256_json, write_json, write_text
+from ..datasets.atomic import sha256_json
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
@@ -21,7 +20,8 @@ from .config import PretrainSettings
 from .engines.choice import open_engine
 from .evaluators.evaluations import Evaluations, intervals
 from .evaluators.opened import Downstream
-from .log import Console, JsonLines, Logger, Loggers, TensorBoard, Wandb
+from .log import Loggers
+from .loggers.opening import open_loggers
 from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops, training_flops
 from .objective import Objective
@@ -29,7 +29,7 @@ from .optimizer import create_optimizer, create_schedule
 from .pinned import pinned, refuse_changes
 from .pool import Pool
 from .preemption import StopRequested, Vote
-from .provenance import describe, versions, without_secrets
+from .provenance import versions
 from .sampling import open_plan
 from .signals import StopSignals
 from .trainer import Cadence, Trainer
@@ -201,29 +201,10 @@ class Run:
             raise DataError(f"{self._config.run.folder / 'plan.json'}: {found} {done.plan_version}; put the run's own record back")
 
     def _open_loggers(self, done: Position, total: int) -> Loggers:
-        run = self._config.run
-        if not self._ranks.is_first:
-            return Loggers([])
-        run.folder.mkdir(parents=True, exist_ok=True)
-        shown = without_secrets(self._config)
-        write_text(run.folder / "config.yaml", to_yaml(shown))
-        write_json(run.folder / "run.json", self._facts(total))
-        loggers: list[Logger] = [JsonLines(run.folder), Console(total)]
-        if run.tensorboard:
-            loggers.append(TensorBoard(run.folder))
-        if run.wandb != "disabled":
-            loggers.append(Wandb(run.folder, run.wandb, dump(shown)))
-        opened = Loggers(loggers)
         place = {"step": done.step, "samples": done.samples, "plan_version": self._plan.version_at(self._position(done.samples))}
-        opened.write({"kind": "start", **place, "world_size": self._ranks.world_size, "global_batch_size": run.global_batch_size})
-        return opened
-
-    def _facts(self, total: int) -> dict[str, Any]:
-        return {
-            **describe(self._pool, self._ranks, total),
-            "flops_per_image": self._flops,
-            "peak_flops_per_rank": {"value": self._peak, "source": self._peak_source},
-        }
+        peak = {"value": self._peak, "source": self._peak_source}
+        measured = {"flops_per_image": self._flops, "peak_flops_per_rank": peak}
+        return open_loggers(self._config, self._pool, self._ranks, total=total, place=place, measured=measured)
 
     def _export(self, steps: int) -> None:
         weights = self._engine.gather(self._engine.shards() if self._average.shards is None else self._average.shards)

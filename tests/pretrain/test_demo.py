@@ -70,7 +70,9 @@ def test_the_pretrained_backbone_is_best_on_digits_it_never_saw(demo: Path) -> N
 @pytest.mark.slow
 def test_two_ranks_pretrained(demo: Path) -> None:
     """run.json and the log against what was asked for."""
-    assert json.loads((demo / "pretrained" / "run.json").read_bytes())["world_size"] == 2
+    record = json.loads((demo / "pretrained" / "run.json").read_bytes())
+    assert record["world_size"] == 2
+    assert [node["ranks"] for node in record["hardware"]["nodes"]] == [2]
     assert read_log(demo / "pretrained", "eval")[-1]["top1"] > 0.8
 
 

@@ -2,13 +2,18 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bamboo.cli.errors import UserError
 from bamboo.pretrain.curves import draw_curves
-from bamboo.pretrain.log import JsonLines, TensorBoard, Wandb, read_log
+from bamboo.pretrain.log import JsonLines, read_log
+from bamboo.pretrain.log_config import WandbSettings
+from bamboo.pretrain.loggers.scalars import scalars, written_before
+from bamboo.pretrain.loggers.tensorboard import TensorBoard
+from bamboo.pretrain.loggers.wandb import Wandb
 
 
 def row(step: int, loss: float) -> dict[str, object]:
@@ -43,26 +48,56 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
     assert draw_curves(tmp_path) == (tmp_path / "curves.png").read_bytes()
 
 
-def test_tensorboard_reads_back(tmp_path: Path) -> None:
-    """Against TensorBoard's own reader: every scalar at its step."""
+def test_tensorboard_keeps_one_curve(tmp_path: Path) -> None:
+    """Against TensorBoard's own reader: a run killed after step 12 and resumed at 10 has every step once, with its later value."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra tensorboard not installed")
-    logger = TensorBoard(tmp_path)
-    for step in (1, 2):
-        logger.write(row(step, step / 2))
-    logger.close()
+    log = JsonLines(tmp_path)
+    first = TensorBoard(tmp_path, 0)
+    for step in range(1, 13):
+        for logger in (log, first):
+            logger.write(row(step, step))
+    time.sleep(1.1)  # event files are ordered by the second in their names; the first is never closed
+    second = TensorBoard(tmp_path, 10)
+    for step in (11, 12, 13):
+        second.write(row(step, step + 100))
+    second.close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0)]
+    expected = [*((step, step) for step in range(1, 11)), (11, 111), (12, 112), (13, 113)]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == expected
 
 
-def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline wandb needs no network and leaves its run file in the run folder."""
-    pytest.importorskip("wandb", reason="extra wandb not installed")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = Wandb(tmp_path, "offline", {"a": 1})
-    logger.write(row(1, 0.5))
-    logger.close()
-    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+def test_tensorboard_switched_on_late_has_what_came_before(tmp_path: Path) -> None:
+    """Against TensorBoard's own reader: the rows of the log up to the step where the run stands."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra tensorboard not installed")
+    log = JsonLines(tmp_path)
+    for step in range(1, 5):
+        log.write(row(step, step))
+    TensorBoard(tmp_path, 3).close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+
+
+def test_the_curve_before_a_start(tmp_path: Path) -> None:
+    """Rows of a run that was killed twice against the steps that were not made again, in their order, whatever the log's cadence was."""
+    log = JsonLines(tmp_path)
+    log.write({"kind": "start", "step": 0})
+    for step in (1, 2, 3, 4, 5):
+        log.write(row(step, step))
+    log.write({"kind": "start", "step": 2})
+    for step in (4, 6):
+        log.write(row(step, 10.0 * step))
+        log.write({"kind": "eval", "step": step, "top1": 0.5})
+    kept = [(entry["kind"], entry["step"], entry.get("loss")) for entry in written_before(tmp_path, 5)]
+    assert kept == [("train", 1, 1), ("train", 2, 2), ("train", 4, 40.0), ("eval", 4, None)]
+
+
+def test_only_numbers_become_curves() -> None:
+    """Names and values by hand: no text, no truth value, nothing infinite, no start."""
+    values = {"loss": 1.5, "stream": "ab", "grad_norm": None, "lr": float("nan"), "skipped": True, "samples": 7, "time": 1.0}
+    assert scalars({"kind": "train", "step": 3, **values}) == {"train/loss": 1.5, "train/samples": 7}
+    assert not scalars({"kind": "start", "step": 3, "world_size": 2})
 
 
 @pytest.mark.parametrize("package", ["wandb", "tensorboard"])
@@ -70,4 +105,4 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Without the package: the error says which extra to install."""
     monkeypatch.setitem(sys.modules, {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}[package], None)
     with pytest.raises(UserError, match=rf"bamboo-vision\[{package}\]"):
-        Wandb(tmp_path, "offline", {}) if package == "wandb" else TensorBoard(tmp_path)
+        Wandb(tmp_path, "offline", WandbSettings(), "id", {}, 0) if package == "wandb" else TensorBoard(tmp_path, 0)
