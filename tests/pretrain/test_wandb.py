@@ -65,8 +65,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def records(path: Path) -> Iterator[Any]:
     """Yields the records of a .wandb file: a header of 7 bytes, then LevelDB's log format."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # `finish` returns before the last rows are in the file
     data, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if _BLOCK - at % _BLOCK < 7:
@@ -81,9 +83,6 @@ def records(path: Path) -> Iterator[Any]:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """Returns the rows of the offline folders that `wandb sync` would find."""
-    import wandb
-
-    wandb.teardown()  # `finish` returns before the last rows are in the file
     files = sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     kept = [record.history for file in files for record in records(file) if record.WhichOneof("record_type") == "history"]
     return [{(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in row.item} for row in kept]
