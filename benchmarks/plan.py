@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 SHARDS, WINDOW, BATCH, WORLD = 10_000, 64, 4096, 8
 ROUNDS, SLICES = 5, 40  # slices of a round
@@ -28,10 +29,9 @@ NOTES = f"""
 {BATCH // WORLD}; the files were written just before, so they lie in the page cache. Every row is a process of its own: *cold* is its
 whole CPU time, imports included, until the first slice is there, with the places of its images in the tars; *a sample* is CPU time
 over {SLICES} slices that follow one another, with the places of their images, the best of {ROUNDS} rounds, once their pages are in
-memory; *peak* is the greatest resident set of the process while it plans, Python, numpy and pyarrow included (a bare one: {{bare:.0f}}
-MB); *own* is what it holds for itself in the end, after all look-ups in the index, and *mapped* what it then has mapped of files: pages of
-the index, by the megabyte where the kernel keeps them so, which all processes share and which go when memory is short. *middle* starts
-at half of the third epoch.
+memory; *peak* is the greatest resident set of the process, all its look-ups in the index, those of labels too, and Python, numpy and
+pyarrow included (a bare one: {{bare:.0f}} MB); *own* is what it holds for itself in the end, and *mapped* what it then has mapped of files.
+*middle* starts at half of the third epoch.
 
 Targets: at most {TARGETS["cold_s"]} s, {TARGETS["sample_us"]} µs and {TARGETS["peak_mb"]:.0f} MB.
 """
@@ -83,30 +83,21 @@ def probe(folder: Path, kind: str, where: str) -> dict[str, float]:
     places = rank_slice(BATCH, WORLD // 2, WORLD)
     first = 0 if where == "start" else order.epoch_samples * 5 // 2 // BATCH
 
-    def look_up(batch: int) -> int:
+    def look_up(batch: int) -> npt.NDArray[np.int64]:
         ids = order.take(batch * BATCH + places.start, batch * BATCH + places.stop).ids
-        return int(index.offset[ids].sum() + index.size[ids].sum() + index.shard[ids].sum())
+        index.rows.places(ids)
+        return ids
 
-    def plan_only(batch: int) -> None:
-        order.take(batch * BATCH + places.start, batch * BATCH + places.stop)
-
-    plan_only(first)
-    cold_s = time.process_time()
-    for batch in range(first + 1, first + 1 + ROUNDS * SLICES):  # brings the pages from the disk: what that costs is not the plan's
-        plan_only(batch)
-    peak_mb = memory_mb()["VmHWM"]
-    order = Order(counts, seed=0, window=WINDOW, rates=rates)  # without the tables of that pass
-    before = time.process_time()
     look_up(first)
-    cold_s += time.process_time() - before
-    best_s = float("inf")
+    cold_s, best_s = time.process_time(), float("inf")
     for start in range(first + 1, first + 1 + ROUNDS * SLICES, SLICES):
         before = time.process_time()
         for batch in range(start, start + SLICES):
-            look_up(batch)
+            ids = look_up(batch)
         best_s = min(best_s, time.process_time() - before)
+        index.rows.first_labels(ids)
     memory = memory_mb()
-    figures = {"cold_s": cold_s, "sample_us": best_s / SLICES / len(places) * 1e6, "peak_mb": peak_mb}
+    figures = {"cold_s": cold_s, "sample_us": best_s / SLICES / len(places) * 1e6, "peak_mb": memory["VmHWM"]}
     return {**figures, "own_mb": memory["RssAnon"], "mapped_mb": memory["RssFile"]}
 
 

@@ -10,6 +10,7 @@ Columns (N samples, L labels in all):
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ import pyarrow as pa
 
 from ..cli.errors import DataError
 from .atomic import atomic_file
+from .index_rows import IndexRows, StreamedColumns
+from .mapped import MappedFile
 
 FILE_NAME = "index.arrow"
 
@@ -57,7 +60,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """The columns of `index.arrow` as numpy views of the memory map; `label_starts` is int32[N + 1] into `labels`."""
+    """The columns of `index.arrow` as numpy views of the memory map; `label_starts` is int32[N + 1] into `labels`.
+
+    The views are for passes through the columns, which give the pages back as they go; single rows are `rows`' business.
+    """
 
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
@@ -69,9 +75,25 @@ class Index:
     confidences: npt.NDArray[np.float16]
     confidence_starts: npt.NDArray[np.int32]
     key_hash: npt.NDArray[np.uint64]
+    file: MappedFile | None = None
+    """What the columns are views of; None: they lie in memory."""
 
     def __len__(self) -> int:
         return len(self.shard)
+
+    @functools.cached_property
+    def rows(self) -> IndexRows:
+        """Look-ups of single rows, which make nothing of the map resident."""
+        return IndexRows(StreamedColumns(self.shard, self.offset, self.size, self.label_starts, self.labels, self.file))
+
+    def reset_after_fork(self) -> None:
+        """In a forked child, before any of its threads: looks rows up anew, since a thread of the parent may have been at it."""
+        vars(self).pop("rows", None)
+
+    def give_back(self) -> None:
+        """Unmaps the pages that a pass has touched."""
+        if self.file is not None:
+            self.file.give_back()
 
     def labels_of(self, sample: int) -> npt.NDArray[np.int32]:
         """Returns the class ids of one sample."""
@@ -113,6 +135,7 @@ class Index:
         for start in range(0, len(self), _STRETCH_ROWS):
             stop = min(start + _STRETCH_ROWS, len(self))
             yield slice(start, stop), np.diff(self.label_starts[start : stop + 1])
+            self.give_back()
 
 
 def hash_key(key: str) -> int:
@@ -150,23 +173,29 @@ def read_table(path: Path) -> Any:
     Raises:
         DataError: when the file is missing, truncated, or not of this schema.
     """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[Any, MappedFile]:
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+        file = MappedFile(path)
+        table = pa.ipc.open_file(file.buffer).read_all()
         table.validate()  # the ends of its buffers, which the file may place beyond its own
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{path}: its columns are {table.schema.names}, not {SCHEMA.names}")
-    return table
+    return table, file
 
 
 def read_index(path: Path) -> Index:
     """Returns the index at `path` as numpy views of the memory map; errors as `read_table`. What the rows say is for `check_index`."""
-    return index_of(read_table(path), path)
+    table, file = _open(path)
+    return index_of(table, path, file)
 
 
-def index_of(table: Any, path: Path) -> Index:
-    """Returns an Arrow table of `SCHEMA` as numpy views; raises DataError, naming `path`, where a value is missing."""
+def index_of(table: Any, path: Path, file: MappedFile | None = None) -> Index:
+    """Returns an Arrow table of `SCHEMA` as numpy views, of `file`; raises DataError, naming `path`, where a value is missing."""
     for name in SCHEMA.names:
         if name != "confidences" and table.column(name).null_count:
             raise DataError(f"{path}: damaged: column {name} has {table.column(name).null_count} rows without a value")
@@ -182,6 +211,7 @@ def index_of(table: Any, path: Path) -> Index:
         labels=labels.values.to_numpy(),
         confidences=confidences.values.to_numpy(),
         confidence_starts=confidences.offsets.to_numpy(),
+        file=file,
     )
 
 

@@ -45,7 +45,7 @@ class JoinedShards:
         found = np.full(len(samples), -1, np.int64)
         for number in np.unique(owners[owners >= 0]).tolist():
             chosen = owners == number
-            found[chosen] = self.parts[number].labels[samples[chosen] - self._first_samples[number]]
+            found[chosen] = self.parts[number].labels_of(samples[chosen] - self._first_samples[number])
         return found
 
     @property

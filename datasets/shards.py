@@ -90,6 +90,12 @@ class Shards:
         """int32[N] class ids (-1: none; the first label of a multi-label sample); may be read-only, see `Index.single_labels`."""
         return self.index.single_labels()
 
+    def labels_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns int64[B] class ids of some samples, as `labels` has them; -1 for sample -1."""
+        found = np.full(len(samples), -1, np.int64)
+        found[samples >= 0] = self.index.rows.first_labels(samples[samples >= 0])
+        return found
+
     @functools.cached_property
     def class_names(self) -> list[str]:
         """Class names by class id."""
@@ -124,7 +130,7 @@ class Shards:
 
     def shard_of(self, sample: int) -> tuple[int, str]:
         """Returns (ordinal, name) of the shard that holds a sample, from the index alone."""
-        ordinal = self.index.shard.item(sample)
+        ordinal, _, _ = self.index.rows.place(sample)
         return ordinal, self.manifest.shards[ordinal].name
 
     def read(self, sample: int) -> bytes:
@@ -143,7 +149,7 @@ class Shards:
 
     def encoded(self, sample: int) -> memoryview:
         """Returns the encoded image of a sample in this thread's one buffer, which its next read overwrites; errors as `read`."""
-        shard, offset, size = self.index.shard.item(sample), self.index.offset.item(sample), self.index.size.item(sample)
+        shard, offset, size = self.index.rows.place(sample)
         buffer: bytearray = getattr(self._own, "buffer", bytearray())
         if size > len(buffer):
             buffer = self._own.buffer = bytearray(2 * size)
@@ -171,7 +177,7 @@ class Shards:
 
     def name(self, sample: int) -> str:
         """Returns `shard:key` of a sample, for messages; the key is read from the tar header before the image, where it can be read."""
-        shard, offset = int(self.index.shard[sample]), int(self.index.offset[sample])
+        shard, offset, _ = self.index.rows.place(sample)
         try:
             header = self.read_at(shard, offset - _TAR_BLOCK_BYTES, _TAR_BLOCK_BYTES)
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
@@ -181,6 +187,7 @@ class Shards:
 
     def _begin_anew(self) -> None:
         self._files.reset_after_fork()
+        self.index.reset_after_fork()
         if self._prefetcher is not None:
             self._prefetcher.reset_after_fork()
 

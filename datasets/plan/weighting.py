@@ -95,10 +95,12 @@ def _chunks(weighting: Weighting, index: Index, what: str) -> Chunks:
     column = None if weighting.weights is None else _open_weights(weighting.weights, len(index), what)
     factors = None
     if weighting.balance:
-        num_classes = 1 + max((int(index.labels[at : at + _CHUNK].max()) for at in range(0, len(index.labels), _CHUNK)), default=-1)
-        counts = np.zeros(num_classes, np.int64)
+        counts = np.zeros(0, np.int64)
         for at in range(0, len(index.labels), _CHUNK):
-            counts += np.bincount(index.labels[at : at + _CHUNK], minlength=num_classes)
+            more = np.bincount(index.labels[at : at + _CHUNK], minlength=len(counts))
+            more[: len(counts)] += counts
+            counts = more
+            index.give_back()
         factors = np.maximum(counts, 1) ** -float(weighting.balance)
 
     def weights(start: int, stop: int) -> Floats:
@@ -130,6 +132,7 @@ def _class_factors(index: Index, factors: Floats, start: int, stop: int, what: s
         sample = start + int(np.flatnonzero(np.diff(bounds) == 0)[0])
         raise UserError(f"{what}: sampling.balance needs labels, and sample {sample} has none")
     largest: Floats = np.maximum.reduceat(factors[index.labels[bounds[0] : bounds[-1]]], bounds[:-1] - bounds[0])
+    index.give_back()
     return largest
 
 

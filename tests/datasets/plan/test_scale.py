@@ -15,7 +15,7 @@ DISK_BYTES = 8 << 30
 
 @pytest.mark.slow
 def test_a_hundred_million_rows(tmp_path: Path) -> None:
-    """An index of 100 million rows: the first slice within 2 CPU s of the start, 2 µs a sample, 300 MB; the middle like the start."""
+    """100 million rows: the first slice within 2 CPU s of the start, 2 µs a sample, 300 MB with all look-ups; the middle like the start."""
     if shutil.disk_usage(tmp_path).free < DISK_BYTES:
         pytest.skip("needs 8 GB of free disk for the synthetic index")
     command = [sys.executable, "benchmarks/plan.py", "--json", "--rows", str(ROWS), "--folder", str(tmp_path / "pool")]
