@@ -80,15 +80,16 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
     model, ranks, lengths = make_model(name), start_ranks("cpu"), Lengths(50_000, BATCH, total_steps=steps)
     settings = OptimizerSettings(name="sgd", lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, schedule="cosine")
     optimizer = create_optimizer(model, settings)
+    objective = Objective(ObjectiveSettings(label_smoothing=SMOOTHING), seed=0)
     return Trainer(
         engine=PlainEngine(model, optimizer, ranks, precision="bf16", clip_norm=None),
-        objective=Objective(ObjectiveSettings(label_smoothing=SMOOTHING), seed=0),
+        objective=lambda step: objective,
         normalize=Normalize(Preprocessing(image_size=SIZE)),
         schedule=create_schedule(optimizer, settings, lengths),
         average=NoAverage(),
         ranks=ranks,
         logger=JsonLines(folder),
-        meter=Meter(BATCH, 1.0, 1.0),
+        meter=Meter(BATCH, lambda step: 1.0, 1.0),
         cadence=Cadence(steps, LOG_EVERY, (), 0),
         seed=0,
         global_batch_size=BATCH,

@@ -15,6 +15,7 @@ from ..datasets.stream.watchdog import Watch
 from ..model_zoo.ranks import Ranks
 from .config import PretrainSettings
 from .data_config import DataSettings
+from .phases import Phases
 from .pool import Pool
 
 
@@ -28,16 +29,17 @@ class RunBatches:
     unit: int
     """Images that must stay together on one rank."""
 
-    def training(self, order: SampleOrder, numbers: range, offset: int) -> Iterator[Batch]:
+    def training(self, order: SampleOrder, phases: Phases, numbers: range, offset: int) -> Iterator[Batch]:
         """Yields this rank's part of the global batches `numbers`, on its device; batch n begins at sample offset + n · global batch.
 
         Slots whose sample could not be read are listed in `bad_samples/rank-R.tsv` of the run folder, where the policy replaces them.
         """
         data, run, ranks = self.config.data, self.config.run, self.ranks
+        (_, first), *later = [(phase.start, view_of(phase.stretch.data)) for phase in phases]
         source = TrainBatches(
             self.pool.train,
             order,
-            view_of(data),
+            first,
             run.global_batch_size,
             ranks.rank,
             ranks.world_size,
@@ -46,6 +48,7 @@ class RunBatches:
             repeats=data.repeats,
             bad_samples=BadSamples(data.max_bad_samples) if data.bad_samples == "replace" else FAIL,
             num_ahead=data.shards_ahead,
+            later_views=tuple(later),
         )
         if data.bad_samples == "fail":
             yield from self.load(source, numbers)
@@ -56,12 +59,10 @@ class RunBatches:
                 listed.add(batch.replaced)
                 yield batch
 
-    def validation(self, shards: Shards) -> Iterator[Batch]:
+    def validation(self, shards: Shards, view: EvalView) -> Iterator[Batch]:
         """Yields this rank's batches of the validation split, on its device."""
-        data = self.config.data
-        view = EvalView(data.image_size, crop_fraction=data.eval_crop, interpolation=data.interpolation)
         batch_size, ranks = self.config.run.eval_batch_size, self.ranks
-        source = EvalBatches(shards, view, batch_size, ranks.rank, ranks.world_size, num_ahead=data.shards_ahead)
+        source = EvalBatches(shards, view, batch_size, ranks.rank, ranks.world_size, num_ahead=self.config.data.shards_ahead)
         return self.load(source, range(len(source)))
 
     def load(self, source: BatchSource, numbers: range) -> Generator[Batch, None, None]:

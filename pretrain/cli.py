@@ -28,17 +28,16 @@ def _run(config: PretrainSettings, signals: StopSignals) -> int:
     from ..model_zoo.ranks import start_ranks  # torch is imported only once the settings are known to be right
     from .engines.choice import check_engine
     from .evaluators.opened import open_evaluators
+    from .phases import describe_run, plan_phases
     from .pool import open_pool
     from .run import Run
 
     check_engine(config)
     pool = open_pool(config)
     evaluators = open_evaluators(config)
+    phases = plan_phases(config, pool.lengths)
     if config.dry_run:
-        sys.stdout.write(
-            f"{config.model.name}: {len(pool.train)} images of {len(pool.train.class_names)} classes, "
-            f"{pool.lengths.total_steps} steps of {config.run.global_batch_size} → {config.run.folder}\n"
-        )
+        sys.stdout.write("\n".join(describe_run(config, pool, phases)) + "\n")
         for evaluator in evaluators:
             sys.stdout.write(f"evaluator {evaluator}\n")
         return 0

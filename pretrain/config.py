@@ -1,5 +1,6 @@
 """The settings of `bamboo pretrain`."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,11 +8,14 @@ from pydantic import Field
 
 from ..cli.config import settings
 from ..datasets.plan.sources import parse_source
-from .data_config import Count, DataSettings, Fraction, NonNegative, SamplingSettings
+from .changes_config import Change, Stretch, change_problems, stretches
+from .data_config import Count, DataSettings, Fraction, SamplingSettings
 from .duration import Duration
 from .engines.compatible import optimizer_problem
 from .evaluator_config import VAL, Evaluators, name_problems
 from .log_config import WandbSettings, unused
+from .objective_config import ObjectiveSettings
+from .optimizer_config import OptimizerSettings
 
 
 @settings
@@ -28,63 +32,8 @@ class ModelSettings:
     """Channels-last weights and activations (faster for convolutions)."""
     compile: bool = False
     """torch.compile."""
-
-
-@settings
-class ObjectiveSettings:
-    """Softmax cross-entropy and what softens it."""
-
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target spread evenly over all classes."""
-    mixup: NonNegative = 0.0
-    """α of the Beta law that blends pairs of images; 0: off."""
-    cutmix: NonNegative = 0.0
-    """α of the Beta law that pastes boxes between pairs of images; 0: off. With both, each step takes one at random."""
-    mix_prob: Fraction = 1.0
-    """Probability that a step mixes at all, where mixup or cutmix is on."""
-    switch_prob: Fraction = 0.5
-    """Probability of cutmix rather than mixup in a step that mixes, where both are on."""
-
-    def problems(self) -> list[str]:
-        """Returns what does not fit together."""
-        found = []
-        if self.mix_prob != 1 and not (self.mixup or self.cutmix):
-            found.append(f"mix_prob={self.mix_prob}: nothing is mixed with mixup=0 and cutmix=0; raise one of them, or leave it out")
-        if self.switch_prob != 0.5 and not (self.mixup and self.cutmix):
-            found.append(f"switch_prob={self.switch_prob}: chooses between mixup and cutmix; raise both above 0, or leave it out")
-        return found
-
-
-@settings
-class OptimizerSettings:
-    """Optimiser and schedule, from timm's factories."""
-
-    name: str = "adamw"
-    """timm's name of the optimiser: sgd, adamw, lamb, lion, muon, …"""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate at the given global batch size; it is not rescaled."""
-    weight_decay: NonNegative = 0.05
-    """Decoupled or L2, as the optimiser has it; biases and norms are exempt."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum, for the optimisers that have one."""
-    args: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the optimiser, e.g. {betas: [0.9, 0.95]}."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor of the learning rate per layer, from the head down; none: off."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Greatest gradient norm; none: no clipping."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up."""
-    warmup: Duration = "0 epochs"
-    """Linear warm-up from warmup_lr."""
-    warmup_lr: NonNegative = 1e-6
-    """Learning rate at the first step of the warm-up."""
-    min_lr: NonNegative = 0.0
-    """Learning rate at the end of a cosine."""
-    decay_every: Duration = "30 %"
-    """schedule=step: length of a stair."""
-    decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """schedule=step: factor per stair."""
+    checkpoint_activations: bool = False
+    """Keep the activations of block borders only, and compute the others again in the backward pass: less memory, a third more time."""
 
 
 @settings
@@ -174,16 +123,26 @@ class PretrainSettings:
     """Scores on downstream sets every so often, by a name of yours, e.g. {cifar: {kind: knn, dataset: cifar10, data_root: data}}."""
     run: RunSettings
     wandb: WandbSettings = WandbSettings()
+    changes: tuple[Change, ...] = ()
+    """Other sizes, augmentation or objectives from points of the run on, in order: [{at: 90 %, data: {image_size: 288}}, …]."""
     dry_run: bool = False
     """Check everything, print the plan of the run, and stop."""
 
     @property
     def mixes(self) -> bool:
-        """Whether pairs of samples are blended."""
-        return self.objective.mixup > 0 or self.objective.cutmix > 0
+        """Whether pairs of samples are blended at any point of the run."""
+        return any(stretch.mixes for stretch in self.stretches)
+
+    @functools.cached_property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The settings that hold from each point of the run on, the first from its start."""
+        return stretches(self.data, self.objective, self.changes)
 
     def problems(self) -> list[str]:
         """Returns what does not fit together."""
+        found = change_problems(self.data, self.objective, self.changes)
+        if found:
+            return found  # what follows asks for the stretches
         found = optimizer_problem(self.optimizer.name, self.engine.kind, self.engine.zero_stage)
         if self.model.compile and self.engine.kind == "deepspeed" and self.engine.zero_stage == 3:
             found.append("model.compile=true: not with engine.zero_stage=3; use zero_stage 0 to 2, or engine.kind=fsdp")

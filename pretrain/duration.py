@@ -53,9 +53,19 @@ class Lengths:
 
     def last_step(self, duration: str, offset: int) -> int:
         """Returns the step after which a run of that duration ends, when step s ends at sample offset + s · global_batch_size."""
-        if _parse(duration)[1] == "step":
-            return self.steps(duration)
-        value, unit = _parse(duration)
+        return self.step_at(duration, duration, offset)
+
+    def step_at(self, point: str, duration: str, offset: int) -> int:
+        """Returns the first step that begins at or after a point of a run of that duration, when step s begins at sample offset + s · B.
+
+        A point in steps is that step; one in samples or epochs lies in the samples consumed; `%` is a share of the duration.
+        """
+        value, unit = _parse(point)
+        if unit == "%":
+            whole, unit = _parse(duration)
+            value = value / 100 * whole
+        if unit == "step":
+            return math.ceil(value)
         samples = value * (self.samples_per_epoch if unit == "epoch" else 1)
         return math.ceil((samples - offset) / self.global_batch_size)
 

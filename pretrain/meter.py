@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,25 +26,27 @@ class Pace:
 class Meter:
     """Adds up waiting and total time between two readings."""
 
-    def __init__(self, global_batch_size: int, flops_per_image: float, peak_flops: float) -> None:
+    def __init__(self, global_batch_size: int, flops_per_image: Callable[[int], float], peak_flops: float) -> None:
+        """`flops_per_image`: of a step, which may differ as the images' size changes."""
         self._global_batch_size = global_batch_size
         self._flops_per_image, self._peak_flops = flops_per_image, peak_flops
         self.restart()
 
     def restart(self) -> None:
         """Starts a new stretch; call it after anything that is not training (evaluation, saving)."""
-        self._started, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
+        self._started, self._waited_s, self._steps, self._flops = time.perf_counter(), 0.0, 0, 0.0
 
-    def count(self, waited_s: float) -> None:
+    def count(self, step: int, waited_s: float) -> None:
         """Counts one step, of which `waited_s` seconds went into waiting for its batch."""
         self._waited_s += waited_s
         self._steps += 1
+        self._flops += self._flops_per_image(step) * self._global_batch_size
 
     def read(self) -> Pace:
         """Returns the pace since the last restart, and restarts."""
         elapsed_s = max(time.perf_counter() - self._started, 1e-9)
         rate = self._steps * self._global_batch_size / elapsed_s
-        pace = Pace(rate, self._waited_s / elapsed_s, rate * self._flops_per_image / self._peak_flops)
+        pace = Pace(rate, self._waited_s / elapsed_s, self._flops / elapsed_s / self._peak_flops)
         self.restart()
         return pace
 

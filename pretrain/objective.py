@@ -1,4 +1,4 @@
-"""The training objective: softmax cross-entropy with label smoothing, over images that mixup or cutmix may have blended in pairs.
+"""The training objective: cross-entropy or binary cross-entropy, over images that mixup or cutmix may have blended in pairs.
 
 Letters: B batch of one rank, K classes, S image side.
 """
@@ -7,10 +7,10 @@ import dataclasses
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
 from ..datasets.counters import key
-from .config import ObjectiveSettings
+from .objective_config import ObjectiveSettings
 
 _MIX = 4  # what the key is for; 1 to 3 are the data's
 
@@ -58,13 +58,43 @@ class Objective:
         return images, Targets(labels, partners, 1 - (bottom - top) * (right - left) / images.shape[-1] ** 2)
 
     def loss_sum(self, logits_BK: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """Returns Σ over the batch of share · CE(label) + (1 - share) · CE(partner), a float32 scalar."""
+        """Returns Σ over the batch of an image's loss, a float32 scalar.
+
+        loss=cross_entropy: share · CE(label) + (1 - share) · CE(partner), each with label smoothing.
+        loss=bce: the mean over classes of BCE(logit, target); targets are blended as the images are. Source: arXiv 2110.00476.
+        """
+        if self._settings.loss == "bce":
+            return self._binary(logits_BK, targets)
         smoothing = self._settings.label_smoothing
         loss = cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing, reduction="sum")
         if targets.partners is None:
             return loss
         partner_loss = cross_entropy(logits_BK, targets.partners, label_smoothing=smoothing, reduction="sum")
         return targets.share * loss + (1 - targets.share) * partner_loss
+
+    def _binary(self, logits_BK: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """Returns Σ over the batch of the mean over classes k of softplus(z_k) - t_k · z_k.
+
+        All targets but those of one or two classes are equal, so no row of targets is made: Σ_k t_k z_k = t_rest Σ_k z_k + what those
+        classes have beyond t_rest.
+        """
+        num_classes = logits_BK.shape[1]
+        rest = self._settings.label_smoothing / num_classes
+        full = 1 - self._settings.label_smoothing + rest
+        partners = targets.labels if targets.partners is None else targets.partners
+        blended = [targets.share * full + (1 - targets.share) * rest, (1 - targets.share) * full + targets.share * rest]
+        t_rest, t_full, t_label, t_partner = (self._target(value) for value in (rest, full, *blended))
+        z_label, z_partner = (logits_BK.gather(1, classes[:, None]).squeeze(1) for classes in (targets.labels, partners))
+        beyond = torch.where(
+            targets.labels == partners,
+            (t_full - t_rest) * z_label,
+            (t_label - t_rest) * z_label + (t_partner - t_rest) * z_partner,
+        )
+        return (softplus(logits_BK).sum() - t_rest * logits_BK.sum() - beyond.sum()) / num_classes
+
+    def _target(self, value: float) -> float:
+        threshold = self._settings.bce_threshold
+        return value if threshold is None else float(value > threshold)
 
 
 def _box(size: int, area: float, draw: np.random.Generator) -> tuple[int, int, int, int]:

@@ -7,8 +7,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
 from ..cli.errors import UserError
-from .config import OptimizerSettings
 from .duration import Lengths
+from .optimizer_config import OptimizerSettings
 
 
 class Schedule(Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli.config import dump
+from ..cli.config import dump, leaves
 from ..cli.errors import UserError
 from .config import PretrainSettings
 
@@ -20,15 +20,18 @@ def pinned(config: PretrainSettings) -> dict[str, Any]:
     """Returns the settings that change the network, the stream or the numbers, as a tree."""
     tree = dump(config)
     kept = {name: tree[name] for name in _PINNED}
+    del kept["model"]["checkpoint_activations"]  # the numbers stay the same
     kept["data"] = {name: tree["data"][name] for name in _PINNED_DATA}
     kept["run"] = {name: tree["run"][name] for name in _PINNED_RUN}
+    kept["changes"] = {str(number): change for number, change in enumerate(tree["changes"])}
     return kept
 
 
 def refuse_changes(then: Mapping[str, Any], config: PretrainSettings, folder: Path) -> None:
     """Raises UserError, which lists them, where `pinned` settings differ from those of the run in `folder`."""
+    defaults = {leaf.key: leaf.default for leaf in leaves(PretrainSettings)}  # of settings that came after the checkpoint
     before, now = _flatten(then), _flatten(pinned(config))
-    differing = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    differing = [name for name in sorted(before | now) if before.get(name, defaults.get(name)) != now.get(name)]
     if differing:
         changes = [f"  {name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in differing]
         remedy = "give the old values back, or another run.folder"

@@ -1,7 +1,9 @@
 """A run: built from its settings on one rank, resumed where it stopped, executed, exported."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,15 @@ from .evaluators.opened import Downstream
 from .log import Loggers
 from .loggers.opening import open_loggers
 from .marker import FINISHED, Marker, Stopped
-from .meter import Meter, peak_flops, training_flops
+from .meter import Meter, peak_flops
 from .objective import Objective
 from .optimizer import create_optimizer, create_schedule
+from .phases import flops_by_stretch, plan_phases, preprocessing_of
 from .pinned import pinned, refuse_changes
 from .pool import Pool
 from .preemption import StopRequested, Vote
 from .provenance import versions
+from .recompute import checkpoint_activations
 from .sampling import open_plan
 from .signals import StopSignals
 from .trainer import Cadence, Trainer
@@ -42,21 +46,15 @@ class Run:
     def __init__(self, config: PretrainSettings, pool: Pool, evaluators: Sequence[Downstream], ranks: Ranks, signals: StopSignals) -> None:
         self._config, self._pool, self._downstream, self._ranks, self._signals = config, pool, evaluators, ranks, signals
         self._vote, self._marker = Vote(signals, ranks), Marker(config.run.folder)
-        self._objective = Objective(config.objective, config.run.seed)
-        if ranks.world_size * self._objective.unit * config.run.accumulate > config.run.global_batch_size:
+        self._objectives = [Objective(stretch.objective, config.run.seed) for stretch in config.stretches]
+        self._unit = max(objective.unit for objective in self._objectives)  # the stream's and the accumulation's cuts stay the same
+        if ranks.world_size * self._unit * config.run.accumulate > config.run.global_batch_size:
             raise UserError(
                 f"run.global_batch_size={config.run.global_batch_size}: cannot feed {ranks.world_size} ranks × "
                 f"{config.run.accumulate} accumulation steps{' in pairs' if config.mixes else ''}; raise it or use fewer"
             )
         ranks.share_cores(config.data.workers, config.run.threads)
-        self._preprocessing = Preprocessing(
-            image_size=config.data.image_size,
-            mean=config.data.mean,
-            std=config.data.std,
-            interpolation=config.data.interpolation,
-            crop_fraction=config.data.eval_crop,
-        )
-        self._normalize = Normalize(self._preprocessing).to(ranks.device)
+        self._normalize = Normalize(preprocessing_of(config.data)).to(ranks.device)
         torch.manual_seed(config.run.seed)
         model = create_model(config.model.name, num_classes=len(pool.train.class_names), **self._model_args())
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
@@ -65,12 +63,14 @@ class Run:
         run = config.run
         self._checkpoints = CheckpointFolder(run.folder, run.keep_checkpoints, best=run.keep_best, best_by=run.best_by, every=every)
         self._writer = Writer(self._checkpoints, background=config.run.background_saves)
-        size = config.data.image_size
-        self._flops = training_flops(model, torch.zeros(1, 3, size, size, device=ranks.device))  # before an engine takes the model apart
+        self._flops = flops_by_stretch(model, config, ranks.device)  # before an engine takes the model apart
+        self._recomputing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        if config.model.checkpoint_activations:
+            self._recomputing = checkpoint_activations(model, config.model.name)
         build = functools.partial(create_optimizer, settings=config.optimizer)
         self._engine = open_engine(config, model, build, ranks)
         self._average = create_average(self._engine, config.run.ema_decay)
-        self._batches = RunBatches(config, pool, ranks, self._objective.unit)
+        self._batches = RunBatches(config, pool, ranks, self._unit)
         self._peak, self._peak_source = peak_flops(ranks.device, config.run.precision)
 
     def execute(self) -> None:
@@ -88,13 +88,14 @@ class Run:
         self._refuse_another_plan(done)
         self._lengths = self._pool.lengths.with_epoch(self._plan.history.epoch_samples, self._config.run.duration)
         total = self._lengths.last_step(self._config.run.duration, offset)
+        self._phases = plan_phases(self._config, self._lengths, offset)
         self._logger = self._open_loggers(done, total)
         self._cadence = self._create_cadence(total)
         self._evaluations = self._create_evaluations()
         try:
             self._catch_up(done)
             if done.step < total:
-                batches = self._batches.training(self._plan.order, range(done.step, total), offset)
+                batches = self._batches.training(self._plan.order, self._phases, range(done.step, total), offset)
                 with self._writer:  # whatever ends the training: what was to be saved is written first
                     self._trainer(offset).train(batches, done.step)
             self._export(max(done.step, total))
@@ -138,7 +139,7 @@ class Run:
             average=self._average,
             batches=self._batches,
             normalize=self._normalize,
-            card=self._card(0),
+            card=self._card,
             ranks=self._ranks,
             vote=self._vote,
             logger=self._logger,
@@ -149,13 +150,14 @@ class Run:
         run, lengths = self._config.run, self._lengths
         return Trainer(
             engine=self._engine,
-            objective=self._objective,
+            objective=lambda step: self._objectives[self._phases.index(step)],
+            unit=self._unit,
             normalize=self._normalize,
             schedule=create_schedule(self._engine.optimizer, self._config.optimizer, lengths),
             average=self._average,
             ranks=self._ranks,
             logger=self._logger,
-            meter=Meter(run.global_batch_size, self._flops, self._peak * self._ranks.world_size),
+            meter=Meter(run.global_batch_size, self._flops_at, self._peak * self._ranks.world_size),
             cadence=self._cadence,
             seed=run.seed,
             global_batch_size=run.global_batch_size,
@@ -165,7 +167,15 @@ class Run:
             evaluate=self._evaluations.after,
             save=self._save,
             vote=self._vote,
+            recomputing=self._recomputing,
         )
+
+    def _preprocessing(self, done: int) -> Preprocessing:
+        """Returns what evaluation does to an image after so many steps: that of the phase in which the last one was made."""
+        return preprocessing_of(self._phases.at(done - 1).stretch.data)
+
+    def _flops_at(self, step: int) -> float:
+        return self._flops[self._phases.index(step)]
 
     def _save(self, step: int, samples: int) -> None:
         model, optimizer = self._engine.save()
@@ -203,7 +213,11 @@ class Run:
     def _open_loggers(self, done: Position, total: int) -> Loggers:
         place = {"step": done.step, "samples": done.samples, "plan_version": self._plan.version_at(self._position(done.samples))}
         peak = {"value": self._peak, "source": self._peak_source}
-        measured = {"flops_per_image": self._flops, "peak_flops_per_rank": peak}
+        phases = [
+            {"start": phase.start, "stop": phase.stop, "image_size": phase.stretch.data.image_size, "flops_per_image": flops}
+            for phase, flops in zip(self._phases, self._flops, strict=True)
+        ]
+        measured = {"flops_per_image": self._flops[0], "phases": phases, "peak_flops_per_rank": peak}
         return open_loggers(self._config, self._pool, self._ranks, total=total, place=place, measured=measured)
 
     def _export(self, steps: int) -> None:
@@ -224,7 +238,7 @@ class Run:
             architecture=self._config.model.name,
             model_args=args,
             classes=tuple(self._pool.train.class_names),
-            preprocessing=self._preprocessing,
+            preprocessing=self._preprocessing(steps),
             trained=trained,
         )
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -47,7 +48,10 @@ class Trainer:
     """One rank's training run."""
 
     engine: Engine
-    objective: Objective
+    objective: Callable[[int], Objective]
+    """The objective of a step."""
+    unit: int = 1
+    """Images that must stay together in one forward pass."""
     normalize: Normalize
     schedule: Schedule
     average: Average
@@ -66,6 +70,8 @@ class Trainer:
     save: Callable[[int, int], None]
     """Takes the steps done and the samples consumed."""
     vote: Vote
+    recomputing: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around each backward pass, which may compute activations a second time."""
     operations: Operations = dataclasses.field(default_factory=Unwatched)
     """Is told what this rank is doing."""
 
@@ -107,7 +113,7 @@ class Trainer:
         asked = time.perf_counter()
         with self.operations.during(DATA):
             batch = next(batches)
-        self.meter.count(time.perf_counter() - asked)
+        self.meter.count(step, time.perf_counter() - asked)
         self.schedule.step_update(self.schedule_step(step))
         loss, gradient_norm = self.step(batch, step)
         tally.count(batch, loss, gradient_norm)
@@ -124,9 +130,9 @@ class Trainer:
         for part in range(self.accumulate):
             if part:
                 self._go_on(buffers)
-            rows = rank_slice(len(batch.labels), part, self.accumulate, self.objective.unit)
+            rows = rank_slice(len(batch.labels), part, self.accumulate, self.unit)
             loss = self._part_loss(batch, slice(rows.start, rows.stop), step)
-            with self.operations.during(BACKWARD):
+            with self.operations.during(BACKWARD), self.recomputing():
                 self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
             share += loss.detach()
         with self.operations.during(OPTIMIZER):
@@ -150,8 +156,9 @@ class Trainer:
             images = batch.images[rows].to(self.ranks.device, non_blocking=True)
             labels = batch.labels[rows].to(self.ranks.device, non_blocking=True)
         with self.operations.during(FORWARD):
-            inputs, targets = self.objective.mix(self.normalize(images), labels, step)
-            return self.objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
+            objective = self.objective(step)
+            inputs, targets = objective.mix(self.normalize(images), labels, step)
+            return objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
 
     def _save(self, done: int) -> None:
         with self.operations.during(SAVING):

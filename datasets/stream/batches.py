@@ -39,11 +39,13 @@ class Batch(NamedTuple):
 
 
 class BatchSource(Protocol):
-    """Batches by number, all of one shape, made into memory that the caller provides. Picklable, and safe between threads."""
+    """Batches by number, made into memory that the caller provides. Picklable, and safe between threads."""
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """[B, S, S, 3] of the images of every batch."""
+    def shape(self, number: int) -> tuple[int, int, int, int]:
+        """Returns [B, S, S, 3] of the images of batch `number`."""
+
+    def largest(self, numbers: range) -> tuple[int, int, int, int]:
+        """Returns the shape of the largest of the batches `numbers`."""
 
     def make(self, number: int, images: torch.Tensor, clock: StageClock, num_before: int = 0) -> Columns:
         """Fills `images`, uint8[B, S, S, 3], with batch `number`, telling `clock` what it does, and returns its columns.
@@ -83,6 +85,8 @@ class TrainBatches:
 
     A run that changes its batch size after c rows goes on with offset = c - n·B for the next batch n; it may be negative.
 
+    `view` makes the images up to the first of `later_views`, (n, view) in rising order of n, each of which makes them from batch n on.
+
     Raises:
         UserError: for `repeats` that do not fit the batch size.
     """
@@ -99,6 +103,7 @@ class TrainBatches:
     bad_samples: BadSamples = FAIL
     num_ahead: int = 2
     """Shards beyond those in use that the store is told to expect."""
+    later_views: tuple[tuple[int, View], ...] = ()
     _expectation: Expectation = dataclasses.field(default_factory=Expectation, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,10 +114,20 @@ class TrainBatches:
         if self.offset % self.repeats:
             raise UserError(f"offset={self.offset}: must be a multiple of repeats={self.repeats}")
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """[B, S, S, 3] of this rank's images."""
-        return len(self._slice), self.view.size, self.view.size, 3
+    def shape(self, number: int) -> tuple[int, int, int, int]:
+        """Returns [B, S, S, 3] of this rank's images of batch `number`."""
+        size = self.view_of(number).size
+        return len(self._slice), size, size, 3
+
+    def largest(self, numbers: range) -> tuple[int, int, int, int]:
+        """Returns the shape of the largest of the batches `numbers`."""
+        borders = [start for start, _ in self.later_views if start in numbers]
+        return max(self.shape(number) for number in (numbers.start, *borders))
+
+    def view_of(self, number: int) -> View:
+        """Returns the view that makes the images of batch `number`."""
+        begun = bisect.bisect_right(self.later_views, number, key=lambda later: later[0])
+        return self.later_views[begun - 1][1] if begun else self.view
 
     @property
     def _slice(self) -> range:
@@ -127,20 +142,21 @@ class TrainBatches:
         rows = np.arange(self._slice.start, self._slice.stop)
         copies, inside = np.divmod(rows, self.global_batch_size // self.repeats)
         positions = first // self.repeats + inside
-        ids, draws = self._views(positions, copies)
+        view = self.view_of(number)
+        ids, draws = self._visits(view, positions, copies)
 
         def stand_in(row: int, step: int) -> tuple[int, Sequence[float]]:
-            sample, drawn = self._views(positions[row : row + 1] + step, copies[row : row + 1], step)
+            sample, drawn = self._visits(view, positions[row : row + 1] + step, copies[row : row + 1], step)
             return int(sample[0]), drawn[0].tolist()
 
-        return assemble(self.store, self.view, Rows(ids, draws, first + rows), images, clock, self.bad_samples, stand_in)
+        return assemble(self.store, view, Rows(ids, draws, first + rows), images, clock, self.bad_samples, stand_in)
 
-    def _views(
-        self, positions: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], step: int = 0
+    def _visits(
+        self, view: View, positions: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], step: int = 0
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Returns the sample ids at the plan's `positions` and the draws of those copies; `step` > 0: as stand-ins of so far back."""
+        """Returns the sample ids at the plan's `positions` and a view's draws of those copies; `step` > 0: as stand-ins of so far back."""
         if len(positions) == 0:
-            return np.zeros(0, np.int64), np.zeros((0, self.view.num_draws))
+            return np.zeros(0, np.int64), np.zeros((0, view.num_draws))
         start = int(positions.min())
         visits = self.order.take(start, int(positions.max()) + 1)
         keys = visits.keys[positions - start]
@@ -149,7 +165,7 @@ class TrainBatches:
                 salted = mix(keys ^ mix(number.astype(np.uint64) ^ key(purpose)))
                 keys = np.where(number > 0, salted, keys)
         ids = visits.ids[positions - start]
-        return ids, uniforms(keys, ids, self.view.num_draws)
+        return ids, uniforms(keys, ids, view.num_draws)
 
     def _shards(self, number: int, num_before: int) -> list[int]:
         """Returns the shards that batch `number` and the `num_before` before it read, on all ranks, which share a cache; then the next."""
@@ -186,10 +202,13 @@ class EvalBatches:
     def __len__(self) -> int:
         return -(-len(self.store) // (self.batch_size * self.world_size))
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """[B, S, S, 3] of every batch's images."""
+    def shape(self, number: int) -> tuple[int, int, int, int]:
+        """Returns [B, S, S, 3], every batch's."""
         return self.batch_size, self.view.size, self.view.size, 3
+
+    def largest(self, numbers: range) -> tuple[int, int, int, int]:
+        """Returns [B, S, S, 3], every batch's."""
+        return self.shape(0)
 
     def make(self, number: int, images: torch.Tensor, clock: StageClock, num_before: int = 0) -> Columns:
         """Fills `images` with batch `number` of this rank."""

@@ -25,7 +25,8 @@ class Task:
     def make(self, turn: int, clock: StageClock) -> Columns:
         """Makes the batch of that turn; raises what the source raises."""
         number = self.numbers[turn]
-        columns = self.source.make(number, self.ring.slot(turn), clock, number - self.numbers[max(turn - self.ahead, 0)])
+        images = self.ring.slot(turn, self.source.shape(number))
+        columns = self.source.make(number, images, clock, number - self.numbers[max(turn - self.ahead, 0)])
         clock.enter(Stage.WAIT)
         return columns
 

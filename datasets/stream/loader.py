@@ -69,14 +69,14 @@ class Loader:
         """Seconds for which batches were waited for."""
         self._source, self._numbers, self._ahead, self._owner = source, numbers, workers * prefetch, os.getpid()
         # When batch n is taken, batch n + ahead is asked for; with `hold` slots more than that, it goes where batch n - hold lay.
-        self._ring = Ring(source.shape, self._ahead + hold, max(workers, 1))
+        self._ring = Ring(source.largest(numbers), self._ahead + hold, max(workers, 1))
         task = Task(source, numbers, self._ring, self._ahead)
         self._crew = _hire(task, workers, kind)
         self._watchdog = Watchdog(watch or Watch(), self._describe)
 
     @property
     def slots(self) -> torch.Tensor:
-        """uint8[n, B, S, S, 3], the memory in which the images of all batches lie."""
+        """uint8[n, B, S, S, 3], the memory in which the images of all batches lie; a smaller batch lies at the start of its slot."""
         return self._ring.slots
 
     @property
@@ -108,7 +108,7 @@ class Loader:
             self.waited_s += time.perf_counter() - started
             self._watchdog.delivered(number)
             labels, ids, valid, places = (torch.from_numpy(column) for column in made[:4])
-            yield Batch(self._ring.slot(turn), labels, ids, valid, places, made.replaced)
+            yield Batch(self._ring.slot(turn, self._source.shape(number)), labels, ids, valid, places, made.replaced)
 
     def _describe(self) -> list[str]:
         return [self._describe_worker(worker) for worker in range(self.readings.num_workers)]

@@ -50,7 +50,10 @@ def _attach(descriptor: Any, num_bytes: int) -> SharedMemory:
 
 
 class Ring:
-    """`num_slots` batches of images, uint8[n, B, S, S, 3], taken in turn, and the stage clocks of `num_workers` workers."""
+    """`num_slots` batches of images, uint8[n, B, S, S, 3], taken in turn, and the stage clocks of `num_workers` workers.
+
+    `shape` is the largest batch's, [B, S, S, 3].
+    """
 
     def __init__(self, shape: tuple[int, int, int, int], num_slots: int, num_workers: int) -> None:
         """Lays the ring out.
@@ -79,9 +82,10 @@ class Ring:
             if self.slots.numel():
                 self.slots = torch.frombuffer(self._memory.bytes, dtype=torch.uint8, offset=self._clocks_bytes).view(self.shape)
 
-    def slot(self, turn: int) -> torch.Tensor:
-        """Returns where the batch of that turn lies, uint8[B, S, S, 3]."""
-        return self.slots[turn % len(self.slots)]
+    def slot(self, turn: int, shape: tuple[int, int, int, int]) -> torch.Tensor:
+        """Returns where the batch of that turn lies, uint8[B, S, S, 3] of its own shape, at the start of a slot."""
+        slot = self.slots[turn % len(self.slots)]
+        return slot if slot.shape == shape else slot.view(-1)[: math.prod(shape)].view(shape)
 
     def __getstate__(self) -> dict[str, Any]:
         plain = {name: value for name, value in vars(self).items() if name not in ("slots", "readings")}

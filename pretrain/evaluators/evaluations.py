@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,8 @@ class Evaluations:
     average: Average
     batches: RunBatches
     normalize: Normalize
-    card: Card
-    """What the model's export would say of it."""
+    card: Callable[[int], Card]
+    """What the model's export after so many steps would say of it."""
     ranks: Ranks
     vote: Vote
     logger: Logger
@@ -113,7 +113,7 @@ class Evaluations:
             if VAL in names and self.val is not None:
                 self._classify(step, module, self.val)
             groups = self._groups([evaluator for evaluator in self.downstream if evaluator.name in names])
-            features = self._extract(module, groups) if groups else []
+            features = self._extract(step, module, groups) if groups else []
         if groups:
             self._score(step, features)
         if self.ranks.is_first:
@@ -121,7 +121,7 @@ class Evaluations:
 
     def _classify(self, step: int, module: torch.nn.Module, shards: Shards) -> None:
         started = time.perf_counter()
-        batches = self.batches.validation(shards)
+        batches = self.batches.validation(shards, self.card(step).preprocessing.view)
         score = evaluate(module, self.normalize, batches, self.ranks, self.config.run.precision, self.vote)
         found = {"metric": "top1", "value": score.top1, **dataclasses.asdict(score)}
         self._tell(step, VAL, {**found, "seconds": round(time.perf_counter() - started, 3)})
@@ -132,11 +132,11 @@ class Evaluations:
             members.setdefault(id(evaluator.splits), []).append(evaluator)
         return [_Group(group[0].splits, group, number % self.ranks.world_size) for number, group in enumerate(members.values())]
 
-    def _extract(self, module: torch.nn.Module, groups: Sequence[_Group]) -> list[_Features]:
+    def _extract(self, step: int, module: torch.nn.Module, groups: Sequence[_Group]) -> list[_Features]:
         """Returns the features of the groups that this rank keeps; all ranks compute those of all groups."""
         run = self.config.run
         share_buffers(module, self.ranks)
-        backbone = backbone_in_training(self.card, module.state_dict()).to(self.ranks.device)
+        backbone = backbone_in_training(self.card(step), module.state_dict()).to(self.ranks.device)
         extraction = Extraction(self.batches, run.eval_batch_size, run.precision, self.ranks, self.vote)
         kept = [self._features(backbone, group, extraction) for group in groups]
         return [features for features in kept if features is not None]

@@ -39,7 +39,7 @@ def execute(job: dict[str, Any], ranks: Ranks) -> None:
     """Runs one job to its end."""
     config = parse(PretrainSettings, job["arguments"], prog="relay", doc="")
     check_engine(config)
-    run = Run(config, open_pool(config), ranks, StopSignals())
+    run = Run(config, open_pool(config), (), ranks, StopSignals())
     if job["source"]:
         compare(run, Path(job["folder"]) / "checkpoints" / f"step-{job['step']:08d}", ranks)
     run.execute()

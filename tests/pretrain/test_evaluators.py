@@ -176,7 +176,7 @@ def test_a_dry_run_lists_the_evaluators(pool: Path, images: Path, tmp_path: Path
     """`--dry_run` against the set's sizes: one line for each evaluator."""
     words = options(pool, tmp_path / "run", {"evaluators": evaluators(images, near=KNN, line=PROBE)})
     assert main(["pretrain", *words, "--dry-run"]) == 0
-    listed = capsys.readouterr().out.splitlines()[1:]
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluator ")]
     assert listed == [
         "evaluator near: k-NN, k=20, on folder (109 train and 59 test images, 3 classes), every 2 steps",
         "evaluator line: linear probe, standard, on folder (66 train and 59 test images, 3 classes), every 3 steps",

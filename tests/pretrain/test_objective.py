@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torchvision.transforms import v2
 
 from bamboo.pretrain.config import ObjectiveSettings
@@ -151,3 +151,26 @@ def test_settings_without_effect_are_refused(settings: dict[str, float], problem
     """A probability that nothing uses, against the text of its error; together with what uses it there is none."""
     assert [line for line in ObjectiveSettings(**settings).problems() if line.startswith(problem)]
     assert ObjectiveSettings(mixup=0.8, cutmix=1.0, mix_prob=0.5, switch_prob=0.2).problems() == []
+
+
+@pytest.mark.parametrize("mixed", [{"mixup": 0.8}, {"cutmix": 1.0}, {}])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+def test_binary_loss_equals_timms(mixed: dict[str, float], smoothing: float, threshold: float | None) -> None:
+    """Against timm's BinaryCrossEntropy on targets written out densely as timm's mixup does, loss to 1e-6 and gradient to 1e-7."""
+    settings = ObjectiveSettings(loss="bce", bce_threshold=threshold, label_smoothing=smoothing, **mixed)
+    objective = Objective(settings, seed=3)
+    images, labels = batch()
+    labels[1] = labels[0]  # a pair of one class
+    for step in range(6):
+        _, targets = objective.mix(images, labels, step)
+        logits = (8 * torch.randn(8, 5, generator=torch.Generator().manual_seed(step))).requires_grad_()
+        on, off = 1 - smoothing + smoothing / 5, smoothing / 5
+        partners = labels if targets.partners is None else targets.partners
+        own, others = (torch.full((8, 5), off).scatter_(1, classes[:, None], on) for classes in (labels, partners))
+        dense = own * targets.share + others * (1 - targets.share)
+        expected = BinaryCrossEntropy(target_threshold=threshold)(logits, dense) * 8
+        (gradient,) = torch.autograd.grad(expected, logits)
+        ours = objective.loss_sum(logits, targets)
+        assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert torch.allclose(torch.autograd.grad(ours, logits)[0], gradient, atol=1e-7)

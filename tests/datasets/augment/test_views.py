@@ -109,10 +109,14 @@ def test_equal_bits_whatever_surrounds_it(settings: dict[str, Any]) -> None:
 class _Source:
     """Batches of five views, their draws keyed by sample."""
 
-    shape = (5, 40, 40, 3)
-
     def __init__(self, view: View) -> None:
         self._view = view
+
+    def shape(self, number: int) -> tuple[int, int, int, int]:
+        return (5, 40, 40, 3)
+
+    def largest(self, numbers: range) -> tuple[int, int, int, int]:
+        return (5, 40, 40, 3)
 
     def make(self, number: int, images: torch.Tensor, *_: Any) -> Columns:
         ids = np.arange(5 * number, 5 * number + 5)

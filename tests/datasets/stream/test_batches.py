@@ -124,7 +124,7 @@ def test_the_store_hears_what_others_may_still_read() -> None:
     for repeats, expected in ((1, [1, 2, 3]), (2, [0, 1, 2])):
         store = Expecting()
         batches = source(store=store, batch=6, num_ahead=1, repeats=repeats)
-        batches.make(4, torch.empty(batches.shape, dtype=torch.uint8), StageClock(), 2)
+        batches.make(4, torch.empty(batches.shape(4), dtype=torch.uint8), StageClock(), 2)
         assert store.expected == [expected]
     store = Expecting()
     for _ in load_batches(source(store=store, batch=6, num_ahead=0), range(5, 8), workers=1, prefetch=2, kind="threads"):
@@ -141,7 +141,7 @@ def test_a_rank_without_rows() -> None:
 def test_evaluation_pads() -> None:
     """Columns of a last batch: padding is black, without label and id, marked invalid; labels are int64 whatever the store's are."""
     batches = EvalBatches(Pictures(num_samples=10), Stamp(), 8)
-    images = torch.full(batches.shape, 7, dtype=torch.uint8)
+    images = torch.full(batches.shape(0), 7, dtype=torch.uint8)
     columns = batches.make(1, images, StageClock())
     assert columns.valid.tolist() == [True] * 2 + [False] * 6
     assert columns.labels.tolist() == [0, 1] + [-1] * 6

@@ -255,11 +255,11 @@ def test_a_stream_inside_a_stream() -> None:
 def test_spawned_workers_make_the_same() -> None:
     """Workers that share nothing by fork (task, ring and clocks pickled) against the main thread's batches."""
     expected = [rows_of(batch) for batch in load_batches(source(), range(4), workers=0)]
-    memory = Ring(source().shape, 4, 2)
+    memory = Ring(source().shape(0), 4, 2)
     crew = Processes(Task(source(), range(4), memory), 2, multiprocessing.get_context("spawn"))
     for turn in range(4):
         crew.ask(turn)
-    made = [(crew.take(turn), memory.slot(turn)) for turn in range(4)]
+    made = [(crew.take(turn), memory.slot(turn, source().shape(turn))) for turn in range(4)]
     assert [[image.numpy().tobytes() for image in slot] for _, slot in made] == [[row[3] for row in rows] for rows in expected]
     assert [columns.ids.tolist() for columns, _ in made] == [[row[1] for row in rows] for rows in expected]
     assert memory.readings.moment(1).since_ns
