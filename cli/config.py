@@ -101,7 +101,7 @@ def load(cls: type[T], file: Path | None, overrides: Mapping[str, Any]) -> T:
     Raises:
         UserError: naming every wrong key and value at once.
     """
-    tree: dict[str, Any] = {} if file is None else _read_yaml(file)
+    tree: dict[str, Any] = {} if file is None else _read_settings(file)
     for key, value in overrides.items():
         _assign(tree, key.split("."), value)
     return build(cls, tree, str(file) if file is not None else "settings")
@@ -179,14 +179,23 @@ def _yaml_value(text: str, source: str) -> Any:
         raise UserError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, option: str) -> Any:
+    """Returns what a YAML file holds, read as every config is; `option` is the one that named it.
+
+    Raises:
+        UserError: for a file that is not there, or is no YAML.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"--config={file}: no such file") from None
+        raise UserError(f"--{option}={file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config={file}: cannot be read: {error}") from None
-    tree = _yaml_value(text, str(file))
+        raise UserError(f"--{option}={file}: cannot be read: {error}") from None
+    return _yaml_value(text, str(file))
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    tree = read_yaml(file, "config")
     if tree is None:
         return {}
     if not isinstance(tree, dict):

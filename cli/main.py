@@ -12,7 +12,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "shards": ("bamboo.datasets.cli", "pack images into WebDataset shards; index, verify and show them"),
     "sets": ("bamboo.datasets.downstream.cli", "the downstream sets: list, check on disk, download"),
     "pretrain": ("bamboo.pretrain.cli", "pretrain a ResNet or ViT on shards (torchrun -m bamboo.pretrain for many processes)"),
-    "slurm": ("bamboo.slurm.cli", "pretrain on a SLURM cluster: submit, or write the batch script; requeued, a job resumes"),
+    "slurm": ("bamboo.slurm.cli", "pretrain on a SLURM cluster: jobs and sweeps that save when they are stopped, come back and resume"),
     "zoo": ("bamboo.model_zoo.zoo_cli", "list, fetch, show and convert released checkpoints"),
     "features": ("bamboo.model_zoo.cli", "write a backbone's features of a dataset to a folder"),
     "probe": ("bamboo.linear_probe.cli", "score a backbone by a linear probe on a downstream set"),

@@ -1,56 +1,31 @@
-"""A pretraining job on one or more nodes: its batch script from the template, its submission, and how it ended."""
+"""Pretraining as a job, or as an array of them, one per cell of a sweep: checked, submitted, waited for."""
 
-import dataclasses
+import json
+import os
 import shlex
-import string
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from .array import submit, wait
-from .directives import directives
+from ..cli.errors import EXIT_DONE, UserError
+from .dry_runs import dry_run
 from .job_settings import JobSettings, RenderSettings, SubmitSettings
+from .queue import Array, queued, submit, wait
+from .script import arguments_of, render_job
+from .status import SWEEP_NAME, exit_code, is_finished, job_of, outcome_of, standings, table
+from .sweep import Cell, read_sweep
 
-TEMPLATE = Path(__file__).with_name("pretrain.sh")
-
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 _LAST_LINES = 20
-
-
-class _Script(string.Template):
-    delimiter = "@@"
-
-
-def render_job(job: JobSettings, folder: Path) -> str:
-    """Returns the batch script of a job that starts in `folder`, the same on all nodes."""
-    logs = job.logs.absolute()
-    options = {
-        "job-name": job.name,
-        "output": f"{str(logs).replace('%', '%%')}/%j.log",
-        "open-mode": "append",
-        "nodes": str(job.nodes),
-        "ntasks-per-node": "1",
-        "signal": f"B:USR1@{job.notice_s}",
-    }
-    return _Script(TEMPLATE.read_text()).substitute(
-        directives=directives(job, options) + ("\n#SBATCH --requeue" if job.requeue else "\n#SBATCH --no-requeue"),
-        folder=shlex.quote(str(folder)),
-        logs=shlex.quote(str(logs)),
-        environment="\n".join(f"export {name}={shlex.quote(value)}" for name, value in _environment(job).items()),
-        setup="\n".join(job.setup),
-        nodes=str(job.nodes),
-        srun=shlex.join([*_srun(job), *_pyxis(job, folder)]),
-        command="\n  ".join([*_apptainer(job, folder), *_torchrun(job), *_lines(["-m", "bamboo.pretrain", *_arguments(job)])]),
-        max_idle=str(job.max_idle),
-        requeue="yes" if job.requeue else "no",
-    )
+_SHOWN_PROBLEMS = 5
 
 
 def render(settings: RenderSettings) -> int:
     """Carries out `bamboo slurm render` and returns the exit code."""
-    settings.out.write_text(render_job(settings, Path.cwd()))
-    settings.logs.mkdir(parents=True, exist_ok=True)  # SLURM fails a job whose log it cannot open, without a word
+    cells = _cells(settings)
+    settings.out.write_text(render_job(settings, Path.cwd(), cells))
+    settings.logs_folder.mkdir(parents=True, exist_ok=True)  # SLURM fails a job whose log it cannot open, without a word
+    if cells:
+        _write_sweep(settings, cells)
     sys.stdout.write(f"wrote {settings.out}; submit it with: sbatch {shlex.quote(str(settings.out))}\n")
     return EXIT_DONE
 
@@ -58,115 +33,114 @@ def render(settings: RenderSettings) -> int:
 def submit_job(settings: SubmitSettings) -> int:
     """Carries out `bamboo slurm submit` and returns the exit code; with `wait` that is the job's.
 
+    Of a sweep only those cells are submitted that are not finished, nor in the queue already.
+
     Raises:
-        UserError: when sbatch refuses, or is not there.
+        UserError: when the arguments of a run do not work, when sbatch refuses, or is not there.
     """
-    script = render_job(settings, Path.cwd())
+    cells = _cells(settings)
     if settings.dry_run:
-        sys.stdout.write(script)
+        sys.stderr.write("".join(f"{cell.number}  bamboo pretrain {shlex.join(arguments_of(settings, cell))}\n" for cell in cells))
+        sys.stdout.write(render_job(settings, Path.cwd(), cells))
         return EXIT_DONE
+    if cells:
+        return _submit_sweep(settings, cells)
     if settings.check:
-        _check(settings)
-    settings.logs.mkdir(parents=True, exist_ok=True)
-    path = settings.logs / f"{settings.name}.sh"
-    path.write_text(script)
-    job = submit(path)
-    log = settings.logs / f"{job.job}.log"
-    sys.stdout.write(f"submitted job {job.job}: {path}, log {log}\n")
-    sys.stdout.flush()
+        _check(settings, ())
+    job = _submit(settings, ())
+    logs = settings.logs_folder
+    log = logs / f"{job}.log"
+    _tell(f"submitted job {job}: {logs / f'{job}.sh'}, log {log}\n")
     if not settings.wait:
         return EXIT_DONE
-    wait(job)
-    outcome = outcome_of(settings.logs, job.job)
+    wait(Array(job))
+    outcome = outcome_of(logs / job, job)
     if outcome.code:
         last = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.exists() else []
         sys.stderr.write("".join(f"  {line}\n" for line in last))
-    sys.stdout.write(f"job {job.job}: {outcome.reason}\n")
+    _tell(f"job {job}: {outcome.reason}\n")
     return outcome.code
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a job ended."""
+def _submit_sweep(settings: SubmitSettings, cells: Sequence[Cell]) -> int:
+    logs = settings.logs_folder
+    finished = {cell for cell in cells if is_finished(logs / cell.name)}
+    queue = queued() if any(job_of(logs / cell.name) for cell in cells) else {}
+    waiting = {cell for cell in cells if cell not in finished and job_of(logs / cell.name) in queue}
+    due = [cell for cell in cells if cell not in finished and cell not in waiting]
+    rest = f"{len(finished)} of {len(cells)} cells are finished, {len(waiting)} in the queue"
+    _refuse_another_sweep(settings)
+    if due:
+        if settings.check:
+            _check(settings, due)
+        _write_sweep(settings, cells)
+        for cell in due:
+            (logs / cell.name).mkdir(exist_ok=True)
+            for trace in ("outcome", "job"):
+                (logs / cell.name / trace).unlink(missing_ok=True)
+        job = _submit(settings, due)
+        for cell in due:
+            (logs / cell.name / "job").write_text(f"{job}_{cell.number}\n")
+        _tell(f"submitted {len(due)} cells as job {job}: {logs / f'{job}.sh'}, logs in {logs}; {rest}\n")
+    else:
+        _tell(f"nothing to submit: {rest}\n")
+    if not settings.wait:
+        return EXIT_DONE
+    for number in sorted({job_of(logs / cell.name).partition("_")[0] for cell in (*due, *waiting)}):
+        wait(Array(number))
+    rows = list(standings(logs, {}))
+    _tell(table(rows))
+    return exit_code(rows)
 
-    code: int
-    reason: str
+
+def _cells(settings: JobSettings) -> tuple[Cell, ...]:
+    return () if settings.sweep is None else read_sweep(settings.sweep)
 
 
-def outcome_of(logs: Path, job: str) -> Outcome:
-    """Returns how a job that has left the queue ended: in its script's words, or, where that was killed, in SLURM's."""
+def _submit(settings: JobSettings, cells: Sequence[Cell]) -> str:
+    """Submits the script, keeps it beside the job's log and returns the job's number."""
+    logs = settings.logs_folder
+    logs.mkdir(parents=True, exist_ok=True)
+    path = logs / f".{settings.name}-{os.getpid()}.sh"  # others may submit a job of that name at the same time
+    path.write_text(render_job(settings, Path.cwd(), cells))
     try:
-        code, _, reason = (logs / job / "outcome").read_text().strip().partition("\n")
-        return Outcome(int(code), reason)
-    except (OSError, ValueError):
-        return Outcome(EXIT_FAILURE, f"its script ended without a word; SLURM says: {_state(job)}")
+        job = submit(path).job
+    except UserError:
+        path.unlink()
+        raise
+    path.rename(logs / f"{job}.sh")
+    return job
 
 
-def _state(job: str) -> str:
-    """Returns what SLURM remembers of a job, for some minutes."""
-    shown = subprocess.run(["scontrol", "show", "--oneliner", "job", job], capture_output=True, text=True, check=False)
-    words = dict(word.partition("=")[::2] for word in shown.stdout.split())
-    told = [f"{name}={words[name]}" for name in ("JobState", "Reason", "ExitCode") if name in words]
-    return " ".join(told) or shown.stderr.strip() or "nothing"
+def _write_sweep(settings: JobSettings, cells: Sequence[Cell]) -> None:
+    settings.logs_folder.mkdir(parents=True, exist_ok=True)
+    assert settings.runs is not None, "a sweep has a folder of runs"
+    sweep = {"runs": str(settings.runs.absolute()), "cells": [cell.name for cell in cells]}
+    (settings.logs_folder / SWEEP_NAME).write_text(json.dumps(sweep, indent=1) + "\n")
 
 
-def _check(settings: SubmitSettings) -> None:
-    """Has `bamboo pretrain --dry-run` look at the arguments, in an interpreter of its own: this room knows nothing of pretraining."""
-    command = [sys.executable, "-m", "bamboo.pretrain", *_arguments(settings), "--dry_run", "true"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).removeprefix("bamboo pretrain: ")
-        raise UserError(f"the arguments of bamboo pretrain do not work here: {said}\n(--check false submits all the same)")
+def _refuse_another_sweep(settings: JobSettings) -> None:
+    """Raises UserError where the folder of logs is another sweep's, whose cells may bear the same names."""
+    path = settings.logs_folder / SWEEP_NAME
+    if path.exists() and settings.runs is not None:
+        runs = json.loads(path.read_text())["runs"]
+        if runs != str(settings.runs.absolute()):
+            raise UserError(
+                f"logs={settings.logs_folder}: holds the logs of another sweep, runs={runs}; give each its own, or leave logs out"
+            )
 
 
-def _arguments(job: JobSettings) -> list[str]:
-    """Returns the arguments of `bamboo pretrain`, also where the verb was written before them."""
-    words = list(job.arguments)
-    for verb in ("bamboo", "pretrain"):
-        if words and words[0] == verb:
-            words.pop(0)
-    return words
+def _check(settings: JobSettings, cells: Sequence[Cell]) -> None:
+    """Has the dry run of bamboo pretrain look at the arguments, of every cell, and raises UserError for those that do not work."""
+    said = dry_run([arguments_of(settings, cell) for cell in cells] if cells else [arguments_of(settings)])
+    wrong = [(cells[number].name if cells else "", problem) for number, problem in enumerate(said) if problem]
+    if not wrong:
+        return
+    told = "\n".join(f"{name}: {problem}" if name else problem for name, problem in wrong[:_SHOWN_PROBLEMS])
+    more = f"\nand {len(wrong) - _SHOWN_PROBLEMS} more cells" if len(wrong) > _SHOWN_PROBLEMS else ""
+    raise UserError(f"the arguments of bamboo pretrain do not work here: {told}{more}\n(--check false submits all the same)")
 
 
-def _environment(job: JobSettings) -> dict[str, str]:
-    interfaces = {"NCCL_SOCKET_IFNAME": job.interface, "GLOO_SOCKET_IFNAME": job.interface} if job.interface else {}
-    return {"NCCL_DEBUG": "WARN", **interfaces, **job.env}
-
-
-def _srun(job: JobSettings) -> list[str]:
-    nodes = str(job.nodes)  # srun no longer takes cpus-per-task from sbatch
-    return [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={job.cpus}", "--wait=60", "--export=ALL"]
-
-
-def _mounts(job: JobSettings, folder: Path) -> list[str]:
-    ours = dict.fromkeys(str(path) for path in (folder, job.logs.absolute()))
-    return [*(f"{path}:{path}" for path in ours), *job.mounts]
-
-
-def _pyxis(job: JobSettings, folder: Path) -> list[str]:
-    if job.image is None or job.runtime != "pyxis":
-        return []
-    mounts = ",".join(_mounts(job, folder))
-    return [f"--container-image={job.image}", f"--container-mounts={mounts}", f"--container-workdir={folder}"]
-
-
-def _apptainer(job: JobSettings, folder: Path) -> list[str]:
-    if job.image is None or job.runtime != "apptainer":
-        return []
-    binds = [word for mount in _mounts(job, folder) for word in ("--bind", mount)]
-    return _lines(["apptainer", "exec", *(["--nv"] if job.gpus else []), *binds, "--pwd", str(folder), job.image])
-
-
-def _torchrun(job: JobSettings) -> list[str]:
-    """Returns lines of shell words: torchrun with what only the script knows, the place of the rendezvous and the attempt."""
-    python = job.python or (sys.executable if job.image is None else "python3")
-    return [
-        *_lines([python, "-m", "bamboo.pretrain.launch", f"--nnodes={job.nodes}", f"--nproc-per-node={job.ranks_per_node}"]),
-        '--rdzv-backend=c10d --rdzv-endpoint="$host:$port" --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
-        *_lines([f"--max-restarts={job.max_restarts}", f"--signals-to-handle={_SIGNALS}", f"--shutdown-timeout={job.notice_s}"]),
-        "--tee=3 --local-ranks-filter=0",  # every rank has log files of its own; the job's log takes the first of each node
-    ]
-
-
-def _lines(words: list[str]) -> list[str]:
-    return [shlex.join(words)]
+def _tell(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...datasets.atomic import write_text
-from ...slurm.array import TASK, Array, render_array, submit, wait
+from ...slurm.array import TASK, render_array
+from ...slurm.queue import Array, submit, wait
 from ...slurm.settings import SlurmSettings
 from .tasks import FINISHED, Task, TaskState, read_state, write_state
 from .worker import Watcher, note_failure

@@ -1,5 +1,8 @@
 """A real SLURM cluster on this machine: slurmctld, two slurmd and munge on the loopback, all state below one folder.
 
+Two partitions on the same nodes: jobs of `urgent` pre-empt those of `main`, which get SIGTERM, ten seconds, and their place in the queue
+back. Where device nodes can be made, each node has two GPUs that are none.
+
 Needs root and Debian's slurmctld, slurmd, slurm-client and munge (`make slurm`); tests skip without them.
 """
 
@@ -8,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -49,12 +53,16 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 KillWait=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmctldTimeout=60
 SlurmdTimeout=10
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 State=UNKNOWN
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000{gres} State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000{gres} State=UNKNOWN
+PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=10 State=UP
+PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE PriorityTier=10 State=UP
 """
+_NVIDIA = 195  # the device's major number: SLURM looks no further
 
 
 @contextlib.contextmanager
@@ -67,7 +75,8 @@ def loopback_cluster(root: Path) -> Iterator[Path]:
     for folder in ("ctld", "log", *(f"spool-{node}" for node in _NODES)):
         (root / folder).mkdir(parents=True)
     config = root / "slurm.conf"
-    config.write_text(_CONFIG.format(host=host, root=root, ports=_free_ports(3)))
+    gres = _fake_gpus(root)
+    config.write_text(_CONFIG.format(host=host, root=root, ports=_free_ports(3), gres=gres) + ("GresTypes=gpu\n" if gres else ""))
     environment = os.environ | {"SLURM_CONF": str(config), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
     _start_munge()
     try:
@@ -82,6 +91,18 @@ def loopback_cluster(root: Path) -> Iterator[Path]:
                 os.kill(int(file.read_text()), signal.SIGTERM)
 
 
+def _fake_gpus(root: Path) -> str:
+    """Makes the device nodes of two GPUs and gres.conf, and returns what a node's line says of them; "" where it is not permitted."""
+    (root / "dev").mkdir()
+    try:
+        for number in range(2):
+            os.mknod(root / "dev" / f"nvidia{number}", 0o666 | stat.S_IFCHR, os.makedev(_NVIDIA, number))
+    except OSError:
+        return ""
+    (root / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={root}/dev/nvidia[0-1] Flags=nvidia_gpu_env\n")
+    return " Gres=gpu:2"
+
+
 def _start_munge() -> None:
     if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode:
         subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge"], check=True)
@@ -92,7 +113,9 @@ def _await_idle(environment: dict[str, str], root: Path) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     states = ""
     while time.monotonic() < deadline:
-        found = subprocess.run(["sinfo", "-h", "-N", "-o", "%t"], capture_output=True, text=True, env=environment, check=False)
+        found = subprocess.run(
+            ["sinfo", "-h", "-N", "-p", "main", "-o", "%t"], capture_output=True, text=True, env=environment, check=False
+        )
         states = found.stdout + found.stderr
         if found.stdout.split() == ["idle"] * len(_NODES):
             return

@@ -1,7 +1,6 @@
-"""Job arrays: the rendered script read back by bash, ranges against a plain expansion, and what SLURM's commands answer."""
+"""Job arrays: the rendered script read back by bash, and ranges against a plain expansion."""
 
 import itertools
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bamboo.cli.config import build
-from bamboo.cli.errors import BambooError, UserError
-from bamboo.slurm import array
-from bamboo.slurm.array import TASK, Array, is_running, ranges, render_array, submit, wait
+from bamboo.cli.errors import UserError
+from bamboo.slurm.array import TASK, ranges, render_array
 from bamboo.slurm.settings import SlurmSettings
 
 
@@ -81,44 +79,3 @@ def test_an_array_needs_tasks(tmp_path: Path, tasks: list[int]) -> None:
     """No task, and a negative number."""
     with pytest.raises(UserError, match="at least one task"):
         render_array("probe", tasks, ["true"], tmp_path, tmp_path, SlurmSettings())
-
-
-def fake(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str) -> None:
-    """Puts a program of that name first on the PATH."""
-    path = folder / "bin" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/bash\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{path.parent}:/usr/bin:/bin")
-
-
-def test_what_sbatch_and_squeue_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job id with a cluster's name behind it; a refusal in sbatch's own words; the queue with and without the job."""
-    fake(tmp_path, monkeypatch, "sbatch", 'test "$2" = ok.sh && echo "42;cluster" || { echo "invalid partition" >&2; exit 1; }')
-    assert submit(Path("ok.sh")) == Array("42")
-    with pytest.raises(UserError, match=f"{shlex.quote('bad.sh')}: exit 1: invalid partition"):
-        submit(Path("bad.sh"))
-    fake(tmp_path, monkeypatch, "squeue", "echo 41; echo 42")
-    assert is_running(Array("42"))
-    assert not is_running(Array("4"))
-
-
-def test_a_queue_that_does_not_answer_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """squeue fails twice, answers once with the job and then without it: `wait` looks on; silent for too long, it names the job."""
-    count = tmp_path / "count"
-    script = f'echo x >> {count}; case $(wc -l < {count}) in 1|2) echo "Socket timed out" >&2; exit 1;; 3) echo 42;; esac'
-    fake(tmp_path, monkeypatch, "squeue", script)
-    looks: list[int] = []
-    wait(Array("42"), lambda: looks.append(1), poll_s=0.01)
-    assert len(looks) == 3
-    fake(tmp_path, monkeypatch, "squeue", "exit 1")
-    monkeypatch.setattr(array, "_SILENCE_LIMIT_S", 0.05)
-    with pytest.raises(BambooError, match="job 42 goes on"):
-        wait(Array("42"), poll_s=0.01)
-
-
-def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sbatch on the PATH: the message says what to do instead."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no sbatch on this machine"):
-        submit(Path("x.sh"))

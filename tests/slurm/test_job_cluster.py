@@ -1,36 +1,37 @@
-"""Pretraining jobs on a real SLURM cluster on the loopback: two nodes, one rank each."""
+"""Pretraining jobs on a real SLURM cluster on the loopback: two nodes, one rank each unless said otherwise."""
 
+import functools
 import os
-import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bamboo.cli.main import main
 from bamboo.pretrain.log import read_log
-from bamboo.slurm.array import Array, is_running, wait
-from bamboo.slurm.job import outcome_of
+from bamboo.slurm.queue import Array, is_running, queued, wait
+from bamboo.slurm.status import outcome_of
 from tests.faults.test_kill import trace
-from tests.pretrain.launch import ENVIRONMENT, options, train
-from tests.slurm.cluster import loopback_cluster
+from tests.pretrain.launch import options, train
+from tests.slurm import time_line
 
-RUN = {"run.checkpoint_every": "1000 steps", "run.duration": "80 steps"}
-TWO_NODES = ["--nodes", "2", "--cpus", "1", "--check", "false", "--env", "{GLOO_SOCKET_IFNAME: lo, OMP_NUM_THREADS: '1'}"]
+LAST = 80
+LAST_OF_SWEEP = 400
+RUN = {"run.checkpoint_every": "1000 steps", "run.duration": f"{LAST} steps"}
+HOW = ["--cpus", "1", "--check", "false", "--env", "{GLOO_SOCKET_IFNAME: lo, OMP_NUM_THREADS: '1'}"]
+TWO_NODES = ["--nodes", "2", *HOW]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cluster that all tests of this file submit to."""
-    with loopback_cluster(tmp_path_factory.mktemp("slurm") / "cluster") as config, pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "SLURM_CONF": str(config)}.items():
-            patch.setenv(name, value)
-        yield
-        for job in subprocess.run(["squeue", "--noheader", "--format=%A"], capture_output=True, text=True, check=True).stdout.split():
-            subprocess.run(["scancel", "--full", "--signal=KILL", job], check=False)  # of a test that failed
+def whole(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder of the same run on two ranks without SLURM, which nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(pool, folder, 2, **{name.replace(".", "__"): value for name, value in RUN.items()})
+    return folder
 
 
 def until(holds: Callable[[], bool], what: Callable[[], str], limit_s: float = 400) -> None:
@@ -40,8 +41,46 @@ def until(holds: Callable[[], bool], what: Callable[[], str], limit_s: float = 4
         time.sleep(0.05)
 
 
-def submitted(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().out.split("submitted job ")[1].split(":")[0]
+def has_trained(folder: Path, steps: int) -> bool:
+    return (folder / "log.jsonl").exists() and len(read_log(folder, "train")) >= steps
+
+
+class Job:
+    """A job that trains in a folder of the test, as the command line submits it."""
+
+    def __init__(self, pool: Path, tmp_path: Path, *how: str, **settings: str) -> None:
+        self.folder, self.logs = tmp_path / "run", tmp_path / "logs"
+        arguments = options(pool, self.folder, {**RUN, **{name.replace("__", "."): value for name, value in settings.items()}})
+        assert main(["slurm", "submit", *TWO_NODES, "--logs", str(self.logs), *how, "--", *arguments]) == 0
+        self.number = next(path.stem for path in self.logs.glob("*.sh"))
+        self.state = self.logs / self.number
+
+    def told(self) -> str:
+        log = self.logs / f"{self.number}.log"
+        return log.read_text() if log.exists() else "no log yet"
+
+    def reach(self, step: int) -> None:
+        until(lambda: has_trained(self.folder, step), self.told)
+
+    def freeze(self) -> list[int]:
+        """Stops the ranks where they are, as so few steps would be over before SLURM has done anything; returns them."""
+        ranks = rank_processes(self.folder)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        assert len(ranks) == 2
+        return ranks
+
+    def await_end(self) -> None:
+        until(lambda: (self.state / "outcome").exists(), self.told)
+
+    def check_resumed(self, whole: Path, name: str) -> None:
+        """Asserts that the job was stopped once by that signal, came back, resumed where it stood, and ended as the undisturbed run."""
+        assert outcome_of(self.state, self.number).code == 0, self.told()
+        stops = read_log(self.folder, "stop")
+        assert [row["signal"] for row in stops] == [name], self.told()
+        assert 10 <= stops[0]["step"] < LAST
+        assert [row["step"] for row in read_log(self.folder, "start")] == [0, stops[0]["step"]]
+        assert trace(self.folder) == trace(whole)
 
 
 def rank_processes(folder: Path) -> list[int]:
@@ -57,60 +96,43 @@ def rank_processes(folder: Path) -> list[int]:
     return found
 
 
-def time_line(folder: Path, log: str) -> str:
-    """Returns the batch script's lines and the run's own rows by time: the table of docs/slurm.md (BAMBOO_TIME_LINE=FILE writes it)."""
-    events = []
-    for kind in ("start", "train", "stop"):
-        rows = [row for row in read_log(folder, kind) if kind != "train" or row["step"] in (1, 80)]
-        events += [(time.strftime("%H:%M:%S", time.localtime(row["time"])), f"run: {kind}, step {row['step']}") for row in rows]
-    for line in log.splitlines():
-        if re.match(r"\d\d:\d\d:\d\d ", line):
-            events.append((line[:8], "script: " + line[9:].partition(", rendezvous")[0]))
-    return "".join(f"{moment}  {what}\n" for moment, what in sorted(events, key=lambda event: event[0]))
-
-
 @pytest.mark.slow
-def test_a_job_stopped_before_its_time_limit_resumes(pool: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """`bamboo slurm submit` on two nodes, two minutes, --signal: saved, requeued, resumed; equal to the run without SLURM.
-
-    The ranks are frozen until SLURM sends its signal, as so few steps would be over by then.
-    """
-    folder, logs = tmp_path / "run", tmp_path / "logs"
-    how = [*TWO_NODES, "--time", "2", "--notice_s", "60", "--max_idle", "5", "--logs", str(logs)]
-    assert main(["slurm", "submit", *how, "--", *options(pool, folder, RUN)]) == 0
-    job = submitted(capsys)
-    log = logs / f"{job}.log"
-
-    def told() -> str:
-        return log.read_text() if log.exists() else "no log yet"
-
-    until(lambda: (folder / "log.jsonl").exists() and len(read_log(folder, "train")) >= 10, told)
-    ranks = rank_processes(folder)
-    for rank in ranks:
-        os.kill(rank, signal.SIGSTOP)
-    assert len(ranks) == 2
-    until(lambda: "USR1: the ranks are to save" in told(), told)
+def test_a_job_stopped_before_its_time_limit_resumes(pool: Path, tmp_path: Path, whole: Path, cluster: Path) -> None:
+    """`bamboo slurm submit` on two nodes, two minutes, --signal: saved, requeued, resumed; equal to the run without SLURM."""
+    job = Job(pool, tmp_path, "--time", "2", "--notice_s", "60", "--max_idle", "5")
+    job.reach(10)
+    ranks = job.freeze()
+    until(lambda: "USR1: the ranks are to save" in job.told(), job.told)
     for rank in ranks:
         os.kill(rank, signal.SIGCONT)
-    until(lambda: (logs / job / "outcome").exists(), told)
-    assert outcome_of(logs, job).code == 0, told()
-    stops = [row["step"] for row in read_log(folder, "stop")]
-    assert {row["signal"] for row in read_log(folder, "stop")} == {"SIGUSR1"}
-    assert 10 <= stops[0] < 80
-    assert [row["step"] for row in read_log(folder, "start")] == [0, *stops]
-    assert f"stopped after step {stops[0]}; back into the queue" in told()
-    assert len(list((logs / job).glob("attempt-[01]/node-[01]/*/attempt_0/0/stderr.log"))) == 4, "a log per rank and attempt"
-    whole = tmp_path / "whole"
-    train(pool, whole, 2, **{name.replace(".", "__"): value for name, value in RUN.items()})
-    assert trace(folder) == trace(whole)
-    written = os.environ.get("BAMBOO_TIME_LINE")
-    if written:
-        Path(written).write_text(time_line(folder, told()))
+    job.await_end()
+    job.check_resumed(whole, "SIGUSR1")
+    assert len(list(job.state.glob("attempt-[01]/node-[01]/*/attempt_0/0/stderr.log"))) == 4, "a log per rank and attempt"
+    told = time_line.time_line(job.folder, job.told(), LAST)
+    assert time_line.refuse(told) == ""
+    if os.environ.get(time_line.WRITE) == "1":
+        time_line.write_doc(told)
 
 
 @pytest.mark.slow
-def test_a_failing_job_is_reported_with_the_reason(pool: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """A setting that only the ranks can refuse: `--wait` ends with the job's code and the ranks' own words, and nothing is requeued."""
+def test_a_job_that_gives_way_to_an_urgent_one_resumes(pool: Path, tmp_path: Path, whole: Path, cluster: Path) -> None:
+    """Pre-emption by a partition of higher priority (PreemptMode=REQUEUE, GraceTime): saved on SIGTERM, requeued, resumed, equal."""
+    job = Job(pool, tmp_path, "--time", "20")
+    job.reach(10)
+    job.freeze()  # SLURM's SIGCONT, which comes before its SIGTERM, ends that
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent.log"]
+    subprocess.run([*urgent, f"--wrap=squeue --noheader --format=%T --jobs={job.number}"], check=True, capture_output=True)
+    job.await_end()
+    job.check_resumed(whole, "SIGTERM")
+    assert (tmp_path / "urgent.log").read_text() == "PENDING\n", "the urgent job ran in between"
+
+
+@pytest.mark.slow
+def test_a_failing_job_is_reported_with_the_reason(pool: Path, tmp_path: Path, cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that only the ranks can refuse: `--wait` ends with the job's code and the ranks' own words, and nothing is requeued.
+
+    SLURM itself has the job as failed, with the same code.
+    """
     logs = tmp_path / "logs"
     arguments = options(pool, tmp_path / "run", {"model.name": "no_such_model"})
     how = [*TWO_NODES, "--max_restarts", "0", "--time", "20", "--logs", str(logs), "--wait"]
@@ -119,21 +141,77 @@ def test_a_failing_job_is_reported_with_the_reason(pool: Path, tmp_path: Path, c
     assert "failed with exit code 1: bamboo pretrain:" in output
     assert "no_such_model" in output
     assert not list(logs.glob("*/attempt-1"))
+    job = next(path.stem for path in logs.glob("*.sh"))
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
+    assert "JobState=FAILED" in shown
+    assert "ExitCode=1:0" in shown
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_stays_cancelled(pool: Path, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cancelled_job_stays_cancelled(pool: Path, tmp_path: Path, cluster: Path) -> None:
     """scancel: the ranks save, and the job does not come back."""
-    folder, logs = tmp_path / "run", tmp_path / "logs"
-    how = [*TWO_NODES, "--time", "20", "--logs", str(logs)]
-    assert main(["slurm", "submit", *how, "--", *options(pool, folder, {**RUN, "run.duration": "100000 steps"})]) == 0
-    job = submitted(capsys)
-    log = logs / f"{job}.log"
-    until(lambda: (folder / "log.jsonl").exists() and len(read_log(folder, "train")) >= 5, lambda: log.read_text())
-    subprocess.run(["scancel", job], check=True)
-    wait(Array(job), poll_s=0.2)
+    job = Job(pool, tmp_path, "--time", "20", run__duration="100000 steps")
+    job.reach(5)
+    subprocess.run(["scancel", job.number], check=True)
+    wait(Array(job.number), poll_s=0.2)
     time.sleep(2)
-    assert not is_running(Array(job))
-    assert read_log(folder, "stop")[0]["signal"] == "SIGTERM", log.read_text()
-    assert "back into the queue" not in log.read_text()
-    assert "JobState=CANCELLED" in outcome_of(logs, job).reason or "decides what comes of it" in log.read_text()
+    assert not is_running(Array(job.number))
+    assert read_log(job.folder, "stop")[0]["signal"] == "SIGTERM", job.told()
+    assert "back into the queue" not in job.told()
+    assert "JobState=CANCELLED" in outcome_of(job.state, job.number).reason or "decides what comes of it" in job.told()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_one_cell_fails(
+    pool: Path, tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three cells: one fails with the reason; two are stopped by SIGUSR1 to their scripts, come back each by itself, and finish.
+
+    The same sweep again submits the cell that failed, and no other.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.yaml").write_text("- {run.seed: 0}\n- {run.seed: 1}\n- {model.name: no_such_model}\n")
+    arguments = options(pool, tmp_path / "unused", {**RUN, "run.duration": f"{LAST_OF_SWEEP} steps"})
+    at = arguments.index("--run.folder")
+    del arguments[at : at + 2]
+    submit = ["slurm", "submit", *HOW, "--time", "20", "--max_restarts", "0", "--sweep", "sweep.yaml", "--runs", "runs", "--", *arguments]
+    assert main(submit) == 0
+    job = capsys.readouterr().out.split("submitted 3 cells as job ")[1].split(":")[0]
+
+    def told() -> str:
+        return "".join(path.read_text() for path in sorted(Path("runs/slurm").glob("*.log")))
+
+    for number in (0, 1):
+        until(functools.partial(has_trained, Path(f"runs/seed={number}"), 5), told)
+        subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job}_{number}"], check=True)
+    until(lambda: Path("runs/slurm/name=no_such_model/outcome").exists() and f"{job}_2" not in queued(), told)
+    assert main([*submit[: submit.index("--")], "--wait", *submit[submit.index("--") :]]) == 1
+    output = capsys.readouterr().out
+    assert output.startswith("submitted 1 cells as job ")
+    assert output.splitlines()[0].endswith("0 of 3 cells are finished, 2 in the queue")
+    for folder in (Path("runs/seed=0"), Path("runs/seed=1")):
+        stops = [row["step"] for row in read_log(folder, "stop")]
+        assert len(stops) == 1, told()
+        assert [row["step"] for row in read_log(folder, "start")] == [0, *stops], told()
+        assert [row["step"] for row in read_log(folder, "train")] == list(range(1, LAST_OF_SWEEP + 1))
+    rows = [line.split(maxsplit=4) for line in output.splitlines()[2:5]]
+    assert rows[:2] == [[f"seed={seed}", "finished", str(LAST_OF_SWEEP), "2"] for seed in (0, 1)]
+    assert rows[2][:3] == ["name=no_such_model", "failed", "2"]
+    assert "failed with exit code 1: bamboo pretrain:" in output.splitlines()[4]
+    assert output.splitlines()[5] == "3 cells: 2 finished, 1 failed"
+
+
+@pytest.mark.slow
+def test_the_gpus_of_a_node_and_a_rank_for_each(pool: Path, tmp_path: Path, cluster: Path) -> None:
+    """--gpus 2 on two nodes of fake GPUs: SLURM gives the launcher both of a node, and each node has two ranks."""
+    if "Gres=gpu" not in cluster.read_text():
+        pytest.skip("device nodes cannot be made here")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\necho "$SLURMD_NODENAME has GPUs $CUDA_VISIBLE_DEVICES"\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    job = Job(pool, tmp_path, "--gpus", "2", "--time", "20", "--python", str(python), dry_run="true")
+    job.await_end()
+    assert outcome_of(job.state, job.number).code == 0, job.told()
+    assert {line for line in job.told().splitlines() if " has GPUs " in line} == {f"node{number} has GPUs 0,1" for number in (1, 2)}
+    logs = sorted(path.relative_to(job.state / "attempt-0") for path in job.state.glob("attempt-0/node-*/*/attempt_0/*/stdout.log"))
+    assert [(path.parts[0], path.parts[-2]) for path in logs] == [(f"node-{node}", str(rank)) for node in (0, 1) for rank in (0, 1)]
