@@ -81,12 +81,15 @@ class Vote:
             pass
 
     def _any_works(self, group: dist.ProcessGroup, works: bool) -> bool:
-        """Returns whether any rank is at work; a boundary of all ranks."""
-        count = torch.tensor([int(works)])
-        dist.all_reduce(count, group=group)
-        self.check("waiting")
+        """Returns whether any rank is at work; a boundary of all ranks, with its vote on the same paper."""
+        self._read()
+        paper = torch.tensor([int(works), self._signals.number])
+        dist.all_reduce(paper, op=dist.ReduceOp.MAX, group=group)
         self._told = time.perf_counter()
-        return bool(count)
+        any_works, number = paper.tolist()
+        if number:
+            raise StopRequested(number)
+        return bool(any_works)
 
     def _begin(self, group: dist.ProcessGroup) -> None:
         now = time.perf_counter()
