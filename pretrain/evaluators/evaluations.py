@@ -109,20 +109,19 @@ class Evaluations:
         if not names:
             return
         self._values.clear()
-        with self.engine.lend(self.average.shards) as module:
-            if VAL in names and self.val is not None:
-                self._classify(step, module, self.val)
-            groups = self._groups([evaluator for evaluator in self.downstream if evaluator.name in names])
-            features = self._extract(step, module, groups) if groups else []
-        if groups:
-            self._score(step, features)
+        if VAL in names and self.val is not None:
+            self._classify(step, self.val)
+        groups = self._groups([evaluator for evaluator in self.downstream if evaluator.name in names])
+        for first in range(0, len(groups), self.ranks.world_size):  # so that no rank holds the features of two sets
+            self._score(step, self._extract(step, groups[first : first + self.ranks.world_size]))
         if self.ranks.is_first:
             draw_curves(self.config.run.folder)
 
-    def _classify(self, step: int, module: torch.nn.Module, shards: Shards) -> None:
+    def _classify(self, step: int, shards: Shards) -> None:
         started = time.perf_counter()
         batches = self.batches.validation(shards, self.card(step).preprocessing.view)
-        score = evaluate(module, self.normalize, batches, self.ranks, self.config.run.precision, self.vote)
+        with self.engine.lend(self.average.shards) as module:
+            score = evaluate(module, self.normalize, batches, self.ranks, self.config.run.precision, self.vote)
         found = {"metric": "top1", "value": score.top1, **dataclasses.asdict(score)}
         self._tell(step, VAL, {**found, "seconds": round(time.perf_counter() - started, 3)})
 
@@ -132,13 +131,14 @@ class Evaluations:
             members.setdefault(id(evaluator.splits), []).append(evaluator)
         return [_Group(group[0].splits, group, number % self.ranks.world_size) for number, group in enumerate(members.values())]
 
-    def _extract(self, step: int, module: torch.nn.Module, groups: Sequence[_Group]) -> list[_Features]:
+    def _extract(self, step: int, groups: Sequence[_Group]) -> list[_Features]:
         """Returns the features of the groups that this rank keeps; all ranks compute those of all groups."""
         run = self.config.run
-        share_buffers(module, self.ranks)
-        backbone = backbone_in_training(self.card(step), module.state_dict()).to(self.ranks.device)
         extraction = Extraction(self.batches, run.eval_batch_size, run.precision, self.ranks, self.vote)
-        kept = [self._features(backbone, group, extraction) for group in groups]
+        with self.engine.lend(self.average.shards) as module:
+            share_buffers(module, self.ranks)
+            backbone = backbone_in_training(self.card(step), module.state_dict()).to(self.ranks.device)
+            kept = [self._features(backbone, group, extraction) for group in groups]
         return [features for features in kept if features is not None]
 
     def _features(self, backbone: Backbone, group: _Group, extraction: Extraction) -> _Features | None:

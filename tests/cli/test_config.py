@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bamboo.cli import arguments
 from bamboo.cli.config import build, dump, leaves, load, settings, to_yaml
 from bamboo.cli.errors import EXIT_USER, UserError
 
@@ -302,3 +303,69 @@ def test_yaml_round_trip_gives_an_equal_object(run: Run, tmp_path_factory: pytes
     file.write_text(to_yaml(run), encoding="utf-8")
     assert load(Run, file, {}) == run
     assert build(Run, dump(run), "settings") == run
+
+
+@settings
+class Circle:
+    """A shape."""
+
+    kind: Literal["circle"]
+    """Round."""
+    radius: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    """Half the width."""
+
+
+@settings
+class Box:
+    """Another."""
+
+    kind: Literal["box"]
+    """Angular."""
+    width: float
+    """Across."""
+    height: float = 1.0
+    """Upright."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit."""
+        return [] if self.width > self.height else [f"width={self.width}: must be above height={self.height}"]
+
+
+@settings
+class Drawing:
+    """Sections that the user names."""
+
+    shapes: dict[str, Annotated[Circle | Box, pydantic.Field(discriminator="kind")]] = pydantic.Field(default_factory=dict)
+    """By name."""
+
+
+def test_sections_that_the_user_names(tmp_path: Path) -> None:
+    """Named sections of two kinds: built, written as YAML that gives an equal object, and read from an option."""
+    drawing = build(Drawing, {"shapes": {"wheel": {"kind": "circle", "radius": 2}, "door": {"kind": "box", "width": 3}}}, "settings")
+    assert drawing == Drawing(shapes={"wheel": Circle(kind="circle", radius=2.0), "door": Box(kind="box", width=3.0)})
+    (tmp_path / "a.yaml").write_text(to_yaml(drawing))
+    assert load(Drawing, tmp_path / "a.yaml", {}) == drawing
+    assert arguments.parse(Drawing, ["--shapes", "{wheel: {kind: circle}}"], prog="", doc="").shapes == {"wheel": Circle(kind="circle")}
+
+
+def test_what_is_wrong_in_a_named_section_is_named_as_it_is_spelled() -> None:
+    """Unknown keys, values and kinds, and problems across fields: the user's own names, and no name of pydantic's between them."""
+    shapes = {
+        "a": {"kind": "circle", "radus": 1},
+        "b": {"kind": "box", "height": "tall"},
+        "c": {"kind": "sphere"},
+        "d": {"radius": 1},
+        "e": 5,
+    }
+    with pytest.raises(UserError) as caught:
+        build(Drawing, {"shapes": shapes}, "settings")
+    assert sorted(str(caught.value).splitlines()[1:]) == [
+        "  shapes.a.radus: unknown setting; did you mean 'shapes.a.radius'?",
+        "  shapes.b.height='tall': input should be a valid number",
+        "  shapes.b.width: required, and not given",
+        "  shapes.c.kind=sphere: allowed are circle, box",
+        "  shapes.d.kind is required, and not given: allowed are circle, box",
+        "  shapes.e=5: input should be an object",
+    ]
+    with pytest.raises(UserError, match=r"\n  shapes.door.width=0.5: must be above height=1.0"):
+        build(Drawing, {"shapes": {"door": {"kind": "box", "width": 0.5}}}, "settings")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from bamboo.pretrain.signals import StopSignals
 from tests.faults.test_kill import trace
 from tests.faults.test_preemption import Boundaries
 from tests.pretrain.hard_set import COUNTS, draw, evaluators
-from tests.pretrain.launch import free_port, options, train
+from tests.pretrain.launch import finish, free_port, options, rank_processes, start, train, wait_for_step
 
 KNN = {"kind": "knn", "every": "2 steps"}
 PROBE = {"kind": "probe", "every": "3 steps", "subset": "60p"}
@@ -82,35 +83,29 @@ def test_values_are_those_of_a_probe_of_the_export(pool: Path, images: Path, tmp
     assert line["num_train"] < whole["num_train"] == sum(COUNTS["train"])
 
 
-def test_each_is_scored_when_it_is_due(pool: Path, images: Path, tmp_path: Path) -> None:
-    """Evaluators every 2 and every 3 of 8 steps and data.val every 5: their steps, and each after the last one."""
-    settings = {"run.duration": "8 steps", "run.eval_every": "5 steps", "evaluators": evaluators(images, near=KNN, line=PROBE)}
-    assert main(["pretrain", *options(pool, tmp_path, settings)]) == 0
-    steps = {name: [row["step"] for row in rows_of(tmp_path, name)] for name in ("val", "near", "line")}
-    assert steps == {"val": [5, 8], "near": [2, 4, 6, 8], "line": [3, 6, 8]}
-    assert all(row["seconds"] > 0 for row in rows_of(tmp_path))
-
-
-def test_evaluators_change_nothing_of_the_training(pool: Path, images: Path, tmp_path: Path) -> None:
-    """A run with evaluators against one without: the same losses, samples and exported bytes."""
-    settings = {**SHORT, **RESNET, "run.ema_decay": "0.9"}
+def test_each_is_scored_when_it_is_due_and_training_does_not_notice(pool: Path, images: Path, tmp_path: Path) -> None:
+    """Evaluators every 2 and 3 of 5 steps, data.val every 4: these steps and the last; losses, samples and bytes of a run without."""
+    settings = {**RESNET, "run.duration": "5 steps", "run.ema_decay": "0.9", "run.eval_every": "4 steps"}
     assert main(["pretrain", *options(pool, tmp_path / "without", settings)]) == 0
-    chosen = evaluators(images, near=KNN, line=PROBE)
-    assert main(["pretrain", *options(pool, tmp_path / "with", {**settings, "evaluators": chosen})]) == 0
-    assert trace(tmp_path / "with") == trace(tmp_path / "without")
+    run = tmp_path / "with"
+    assert main(["pretrain", *options(pool, run, {**settings, "evaluators": evaluators(images, near=KNN, line=PROBE)})]) == 0
+    steps = {name: [row["step"] for row in rows_of(run, name)] for name in ("val", "near", "line")}
+    assert steps == {"val": [4, 5], "near": [2, 4, 5], "line": [3, 5]}
+    assert all(row["seconds"] > 0 for row in rows_of(run))
+    assert trace(run) == trace(tmp_path / "without")
     weights = "export/model.safetensors"
-    assert (tmp_path / "with" / weights).read_bytes() == (tmp_path / "without" / weights).read_bytes()
+    assert (run / weights).read_bytes() == (tmp_path / "without" / weights).read_bytes()
 
 
 def test_the_best_by_an_evaluator_is_kept(pool: Path, images: Path, tmp_path: Path) -> None:
     """run.best_by against the evaluator's rows: the checkpoint of its highest value stays beside the newest."""
     best = {"run.keep_checkpoints": "1", "run.keep_best": "1", "run.best_by": "near", "run.checkpoint_every": "2 steps"}
-    settings = {**RESNET, "run.duration": "12 steps", "optimizer.lr": "0.02", **best, "evaluators": evaluators(images, near=KNN)}
+    settings = {**RESNET, "run.duration": "8 steps", "optimizer.lr": "0.02", **best, "evaluators": evaluators(images, near=KNN)}
     assert main(["pretrain", *options(pool, tmp_path, settings)]) == 0
     values = {row["step"]: row["value"] for row in rows_of(tmp_path, "near")}
     top = max(values, key=lambda step: (values[step], step))
     kept = sorted(int(path.name[-8:]) for path in (tmp_path / "checkpoints").glob("step-*"))
-    assert kept == sorted({top, 12})
+    assert kept == sorted({top, 8})
 
 
 @pytest.mark.parametrize("stops", [(5, 13), pytest.param(tuple(range(3, 42, 2)), marks=pytest.mark.slow)])
@@ -286,6 +281,26 @@ def test_values_are_the_same_on_any_number_of_ranks(pool: Path, images: Path, fi
         scored.append([found(row) for row in rows_of(folder) if row["name"] != "val"])
     assert [row["name"] for row in scored[0]] == ["near", "line"]
     assert all(rows == scored[0] for rows in scored[1:])
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_inside_an_evaluation(pool: Path, images: Path, tmp_path: Path) -> None:
+    """SIGUSR1 to one rank of two while they evaluate after every step: both end with 75; resumed, each due evaluation has one row."""
+    always = {"every": "1 steps"}
+    chosen = evaluators(images, near={**KNN, **always}, line={**PROBE, **always}, sgd={**PROBE, **always, "protocol": "dino-linear"})
+    settings = {**RESNET, "run.duration": "3 steps", "run.eval_every": "1 steps", "run.eval_batch_size": "16", "evaluators": chosen}
+    process = start(2, options(pool, tmp_path, settings))
+    wait_for_step(process, tmp_path, 1)  # what follows is an evaluation of some seconds: 25,000 steps of SGD
+    time.sleep(1)
+    os.kill(rank_processes(process)[1], signal.SIGUSR1)
+    code, output = finish(process)
+    assert code == EXIT_RESUMABLE, output
+    assert output.count("stopped on SIGUSR1 after step 1") == 2, output
+    assert "sgd" not in {row["name"] for row in rows_of(tmp_path)}
+    train(pool, tmp_path, 2, **{name.replace(".", "__"): value for name, value in settings.items()})
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    told = sorted((line["step"], line["name"]) for line in lines if line["kind"] == "eval")
+    assert told == sorted((step, name) for step in (1, 2, 3) for name in ("line", "near", "sgd", "val"))
 
 
 def work_on_rank(rank: int, world_size: int, port: int, out: Path) -> None:
