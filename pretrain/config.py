@@ -13,7 +13,7 @@ from .data_config import Count, DataSettings, Fraction, SamplingSettings
 from .duration import Duration
 from .engines.compatible import optimizer_problem
 from .evaluator_config import VAL, Evaluators, name_problems
-from .log_config import WandbSettings, unused
+from .log_config import ProfileSettings, WandbSettings, unused
 from .objective_config import ObjectiveSettings
 from .optimizer_config import OptimizerSettings
 
@@ -125,6 +125,9 @@ class PretrainSettings:
     wandb: WandbSettings = WandbSettings()
     changes: tuple[Change, ...] = ()
     """Other sizes, augmentation or objectives from points of the run on, in order: [{at: 90 %, data: {image_size: 288}}, …]."""
+    profiling: ProfileSettings = ProfileSettings()
+    profile: bool = False
+    """Profile some steps: a trace and a table of where the time goes, in run.folder/profile; the run goes on as ever."""
     dry_run: bool = False
     """Check everything, print the plan of the run, and stop."""
 
@@ -148,6 +151,8 @@ class PretrainSettings:
             found.append("model.compile=true: not with engine.zero_stage=3; use zero_stage 0 to 2, or engine.kind=fsdp")
         if self.run.wandb == "disabled":
             found += unused("wandb", self.wandb, "run.wandb=disabled does not use it; set run.wandb=auto, or leave it out")
+        if not self.profile:
+            found += unused("profiling", self.profiling, "nothing is profiled; add --profile, or leave it out")
         if self.mixes and self.run.global_batch_size % 2:
             found.append(f"run.global_batch_size={self.run.global_batch_size}: mixup and cutmix blend pairs, so it must be even")
         if self.run.global_batch_size % self.data.repeats:

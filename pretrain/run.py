@@ -27,11 +27,13 @@ from .loggers.opening import open_loggers
 from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops
 from .objective import Objective
+from .operations import Operations, watched
 from .optimizer import create_optimizer, create_schedule
 from .phases import flops_by_stretch, plan_phases, preprocessing_of
 from .pinned import pinned, refuse_changes
 from .pool import Pool
 from .preemption import StopRequested, Vote
+from .profile import profiled
 from .provenance import versions
 from .recompute import checkpoint_activations
 from .sampling import open_plan
@@ -96,8 +98,9 @@ class Run:
             self._catch_up(done)
             if done.step < total:
                 batches = self._batches.training(self._plan.order, self._phases, range(done.step, total), offset)
-                with self._writer:  # whatever ends the training: what was to be saved is written first
-                    self._trainer(offset).train(batches, done.step)
+                # whatever ends the training: what was to be saved is written first
+                with profiled(self._config, self._ranks) as watchers, self._writer:
+                    self._trainer(offset, watched(watchers)).train(batches, done.step)
             self._export(max(done.step, total))
             if self._ranks.is_first:
                 self._marker.write(max(done.step, total), FINISHED)
@@ -146,7 +149,7 @@ class Run:
             cadence=self._cadence,
         )
 
-    def _trainer(self, offset: int) -> Trainer:
+    def _trainer(self, offset: int, operations: Operations) -> Trainer:
         run, lengths = self._config.run, self._lengths
         return Trainer(
             engine=self._engine,
@@ -168,6 +171,7 @@ class Run:
             save=self._save,
             vote=self._vote,
             recomputing=self._recomputing,
+            operations=operations,
         )
 
     def _preprocessing(self, done: int) -> Preprocessing:
