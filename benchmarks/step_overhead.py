@@ -32,8 +32,9 @@ from bamboo.pretrain.engines.plain import PlainEngine
 from bamboo.pretrain.log import JsonLines
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
-from bamboo.pretrain.optimizer import create_optimizer, create_schedule
+from bamboo.pretrain.optimizer import create_optimizer
 from bamboo.pretrain.preemption import Vote
+from bamboo.pretrain.schedule import create_schedule
 from bamboo.pretrain.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 

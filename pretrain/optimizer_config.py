@@ -11,7 +11,7 @@ from .duration import Duration
 
 @settings
 class OptimizerSettings:
-    """Optimiser and schedule, from timm's factories."""
+    """Optimiser, from timm's factory, and schedule."""
 
     name: str = "adamw"
     """timm's name of the optimiser: sgd, adamw, lamb, lion, muon, …"""
@@ -30,12 +30,29 @@ class OptimizerSettings:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup: Duration = "0 epochs"
-    """Linear warm-up from warmup_lr."""
+    """Warm-up from warmup_lr, linear unless warmup_rate is given; the schedule runs from the start of the run all the same."""
     warmup_lr: NonNegative = 1e-6
     """Learning rate at the first step of the warm-up."""
+    warmup_rate: Annotated[float, Field(gt=1)] | None = None
+    """Warm-up in stairs instead, each so many times as high as the one before; none: linear."""
+    warmup_every: Duration = "1 epochs"
+    """warmup_rate: length of a stair."""
     min_lr: NonNegative = 0.0
     """Learning rate at the end of a cosine."""
     decay_every: Duration = "30 %"
     """schedule=step: length of a stair."""
     decay_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """schedule=step: factor per stair."""
+    decay_at: tuple[Duration, ...] = ()
+    """schedule=step: where the stairs begin, such as [30 epochs, 60 epochs, 80 epochs], in place of decay_every."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        found = []
+        if self.decay_at and self.schedule != "step":
+            found.append(f"decay_at={list(self.decay_at)}: schedule={self.schedule} does not use it; give schedule=step, or leave it out")
+        if self.decay_at and self.decay_every != "30 %":
+            found.append(f"decay_at={list(self.decay_at)}: takes the place of decay_every={self.decay_every}; give one of them")
+        if self.warmup_every != "1 epochs" and self.warmup_rate is None:
+            found.append(f"warmup_every={self.warmup_every}: a linear warm-up has no stairs; give warmup_rate, or leave it out")
+        return found

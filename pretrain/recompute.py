@@ -1,7 +1,8 @@
 """Activation checkpointing: timm's, with batch norms that count each batch once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -22,18 +23,18 @@ def checkpoint_activations(model: torch.nn.Module, name: str) -> Callable[[], Ab
         model.set_grad_checkpointing(True)  # type: ignore[operator]  # timm's models have it, nn.Module does not
     except (AttributeError, AssertionError, NotImplementedError):
         raise UserError(f"model.checkpoint_activations=true: timm has none for model.name={name}; leave it out") from None
-    # In torch the attribute decides whether the running statistics take part at all; SyncBatchNorm and timm's variants ask it, too.
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-    tracking = [norm for norm in norms if norm.track_running_stats]
+    return functools.partial(_counted_once, [norm for norm in norms if norm.track_running_stats])
 
-    @contextlib.contextmanager
-    def recomputing() -> Iterator[None]:
-        try:
-            for norm in tracking:
-                norm.track_running_stats = False
-            yield
-        finally:
-            for norm in tracking:
-                norm.track_running_stats = True
 
-    return recomputing
+@contextlib.contextmanager
+def _counted_once(norms: Sequence[torch.nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Has the norms add nothing to their statistics inside the block; they must take part, for autograd checks that the same is saved."""
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -28,7 +28,7 @@ from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops
 from .objective import Objective
 from .operations import Operations, watched
-from .optimizer import create_optimizer, create_schedule
+from .optimizer import create_optimizer
 from .phases import flops_by_stretch, plan_phases, preprocessing_of
 from .pinned import pinned, refuse_changes
 from .pool import Pool
@@ -37,6 +37,7 @@ from .profile import profiled
 from .provenance import versions
 from .recompute import checkpoint_activations
 from .sampling import open_plan
+from .schedule import create_schedule
 from .signals import StopSignals
 from .trainer import Cadence, Trainer
 from .writer import Writer

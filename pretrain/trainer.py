@@ -22,8 +22,8 @@ from .marker import Stopped
 from .meter import Meter
 from .objective import Objective
 from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, Operations, Unwatched
-from .optimizer import Schedule
 from .preemption import StopRequested, Vote
+from .schedule import Schedule
 
 _DROPOUT = 5  # what the key is for; 1 to 4 are the data's and the objective's
 
