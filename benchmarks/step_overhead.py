@@ -29,6 +29,8 @@ from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.config import ObjectiveSettings, OptimizerSettings
 from bamboo.pretrain.duration import Lengths
 from bamboo.pretrain.engines.plain import PlainEngine
+from bamboo.pretrain.health import Health
+from bamboo.pretrain.health_config import HealthSettings
 from bamboo.pretrain.log import JsonLines
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
@@ -98,6 +100,7 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
         evaluate=_nothing,
         save=_nothing,
         vote=Vote(StopSignals(), ranks),
+        health=Health(HealthSettings(), ranks),
     )
 
 

@@ -1,6 +1,7 @@
 """The processes of one job: who we are among them, and the few words we exchange."""
 
 import dataclasses
+import datetime
 import os
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ class Ranks:
     local_rank: int
     world_size: int
     device: torch.device
+    timeout: datetime.timedelta | None = None
+    """How long a collective may take; None: as long as PyTorch lets it."""
 
     @property
     def is_first(self) -> bool:
@@ -70,11 +73,12 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def start_ranks(device: str = "auto") -> Ranks:
+def start_ranks(device: str = "auto", timeout_s: float | None = None) -> Ranks:
     """Joins the job that torchrun's environment describes (none: a single process) and returns this process's place in it.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        timeout_s: how long a collective may take before it fails; None: PyTorch's own limit (NCCL 10 minutes, gloo 30).
 
     Raises:
         UserError: when CUDA is asked for and there is none.
@@ -83,11 +87,12 @@ def start_ranks(device: str = "auto") -> Ranks:
     rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
     cuda = device != "cpu" and torch.cuda.is_available()
     place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    timeout = None if timeout_s is None else datetime.timedelta(seconds=timeout_s)
     if cuda:
         torch.cuda.set_device(place)
     if world_size > 1:
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
-    return Ranks(rank, local_rank, world_size, place)
+        dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None, timeout=timeout)
+    return Ranks(rank, local_rank, world_size, place, timeout)
 
 
 def require_device(device: str) -> None:

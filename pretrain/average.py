@@ -15,8 +15,8 @@ class Average(Protocol):
     def shards(self) -> dict[str, torch.Tensor] | None:
         """This rank's shards."""
 
-    def update(self) -> None:
-        """Takes in the weights after a step."""
+    def update(self, made: torch.Tensor | None = None) -> None:
+        """Takes in the weights after a step; after one that was not made (`made`, bool[] on the device, is false), does nothing."""
 
     def load(self, state: Mapping[str, torch.Tensor] | None) -> None:
         """Takes up whole weights, on every rank; None: those of the engine as they stand."""
@@ -27,7 +27,7 @@ class NoAverage:
 
     shards: dict[str, torch.Tensor] | None = None
 
-    def update(self) -> None:
+    def update(self, made: torch.Tensor | None = None) -> None:
         """Does nothing."""
 
     def load(self, state: Mapping[str, torch.Tensor] | None) -> None:
@@ -45,12 +45,17 @@ class MovingAverage:
         self.shards: dict[str, torch.Tensor] | None = _copies(engine)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the weights after a step."""
+    def update(self, made: torch.Tensor | None = None) -> None:
+        """Takes in the weights after a step; one that was not made weighs nothing."""
         assert self.shards is not None, "set when made"
         weights = self._engine.shards()
         floating = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.shards[name] for name in floating], [weights[name] for name in floating], weight=1.0 - self._decay)
+        ours, theirs = [self.shards[name] for name in floating], [weights[name] for name in floating]
+        if made is None:
+            torch._foreach_lerp_(ours, theirs, weight=1.0 - self._decay)
+        else:
+            weight = torch.where(made, 1.0 - self._decay, 0.0)
+            torch._foreach_lerp_(ours, theirs, [weight.to(tensor.dtype) for tensor in ours])
         for name, tensor in weights.items():
             if not tensor.is_floating_point():
                 self.shards[name].copy_(tensor)

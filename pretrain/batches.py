@@ -68,7 +68,7 @@ class RunBatches:
     def load(self, source: BatchSource, numbers: range) -> Generator[Batch, None, None]:
         """Yields the batches `numbers` of any source, loaded as the settings say, on this rank's device."""
         data, ranks = self.config.data, self.ranks
-        watch = Watch(data.stall_s, ranks.rank)
+        watch = Watch(data.stall_s, ranks.rank, steps=not self.config.health.step_s)  # deadlines watch the step
         hold = HOLD if ranks.device.type == "cuda" else 1
         how = {"workers": data.workers, "prefetch": data.prefetch, "hold": hold}
         with Loader(source, numbers, kind=data.worker_kind, watch=watch, **how) as loader:

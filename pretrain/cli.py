@@ -41,7 +41,7 @@ def _run(config: PretrainSettings, signals: StopSignals) -> int:
         for evaluator in evaluators:
             sys.stdout.write(f"evaluator {evaluator}\n")
         return 0
-    ranks = start_ranks(config.run.device)
+    ranks = start_ranks(config.run.device, config.health.collective_s)
     try:
         Run(config, pool, evaluators, ranks, signals).execute()
     finally:

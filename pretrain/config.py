@@ -13,6 +13,7 @@ from .data_config import Count, DataSettings, Fraction, SamplingSettings
 from .duration import Duration
 from .engines.compatible import optimizer_problem
 from .evaluator_config import VAL, Evaluators, name_problems
+from .health_config import HealthSettings
 from .log_config import ProfileSettings, WandbSettings, unused
 from .objective_config import ObjectiveSettings
 from .optimizer_config import OptimizerSettings
@@ -121,6 +122,7 @@ class PretrainSettings:
     engine: EngineSettings = EngineSettings()
     evaluators: Evaluators = Field(default_factory=dict)
     """Scores on downstream sets every so often, by a name of yours, e.g. {cifar: {kind: knn, dataset: cifar10, data_root: data}}."""
+    health: HealthSettings = HealthSettings()
     run: RunSettings
     wandb: WandbSettings = WandbSettings()
     changes: tuple[Change, ...] = ()

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -28,12 +29,16 @@ class Vote:
     each other quickly it is held about every quarter of a second, by the slowest rank's clock, so that all hold it at the same one.
     """
 
-    def __init__(self, signals: StopSignals, ranks: Ranks) -> None:
-        """Every rank must make one, at the same point, since the votes have a process group of their own."""
-        self._signals = signals
+    def __init__(self, signals: StopSignals, ranks: Ranks, passed: Callable[[str], None] | None = None) -> None:
+        """Every rank must make one, at the same point, since the votes have a process group of their own.
+
+        Args:
+            passed: told of every boundary.
+        """
+        self._signals, self._tell = signals, passed
         self._group: dist.ProcessGroup | None = None
         if ranks.world_size > 1:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=ranks.timeout)
             assert isinstance(group, dist.ProcessGroup), "every rank is in it"
             self._group = group
         self._ballot: tuple[torch.Tensor, dist.Work] | None = None
@@ -50,6 +55,8 @@ class Vote:
         Raises:
             StopRequested: on all ranks, soon after any was asked to stop.
         """
+        if self._tell is not None:
+            self._tell(place)
         if self._group is None:
             if self._signals.number:
                 raise StopRequested(self._signals.number)

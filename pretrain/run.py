@@ -19,9 +19,11 @@ from .average import create_average
 from .batches import RunBatches
 from .checkpoint import Checkpoint, CheckpointFolder, Position, read_checkpoint
 from .config import PretrainSettings
+from .deadline import Deadlines
 from .engines.choice import open_engine
 from .evaluators.evaluations import Evaluations, intervals
 from .evaluators.opened import Downstream
+from .health import Health, warn_of_waiting
 from .log import Loggers
 from .loggers.opening import open_loggers
 from .marker import FINISHED, Marker, Stopped
@@ -48,7 +50,8 @@ class Run:
 
     def __init__(self, config: PretrainSettings, pool: Pool, evaluators: Sequence[Downstream], ranks: Ranks, signals: StopSignals) -> None:
         self._config, self._pool, self._downstream, self._ranks, self._signals = config, pool, evaluators, ranks, signals
-        self._vote, self._marker = Vote(signals, ranks), Marker(config.run.folder)
+        self._deadlines = Deadlines(config.health, ranks, config.run.folder)
+        self._vote, self._marker = Vote(signals, ranks, self._deadlines.boundary), Marker(config.run.folder)
         self._objectives = [Objective(stretch.objective, config.run.seed) for stretch in config.stretches]
         self._unit = max(objective.unit for objective in self._objectives)  # the stream's and the accumulation's cuts stay the same
         if ranks.world_size * self._unit * config.run.accumulate > config.run.global_batch_size:
@@ -72,6 +75,7 @@ class Run:
             self._recomputing = checkpoint_activations(model, config.model.name)
         build = functools.partial(create_optimizer, settings=config.optimizer)
         self._engine = open_engine(config, model, build, ranks)
+        warn_of_waiting(config.health, self._engine, ranks)
         self._average = create_average(self._engine, config.run.ema_decay)
         self._batches = RunBatches(config, pool, ranks, self._unit)
         self._peak, self._peak_source = peak_flops(ranks.device, config.run.precision)
@@ -96,13 +100,14 @@ class Run:
         self._cadence = self._create_cadence(total)
         self._evaluations = self._create_evaluations()
         try:
-            self._catch_up(done)
-            if done.step < total:
-                batches = self._batches.training(self._plan.order, self._phases, range(done.step, total), offset)
-                # whatever ends the training: what was to be saved is written first
-                with profiled(self._config, self._ranks) as watchers, self._writer:
-                    self._trainer(offset, watched(watchers)).train(batches, done.step)
-            self._export(max(done.step, total))
+            with self._deadlines:
+                self._catch_up(done)
+                if done.step < total:
+                    batches = self._batches.training(self._plan.order, self._phases, range(done.step, total), offset)
+                    # whatever ends the training: what was to be saved is written first
+                    with profiled(self._config, self._ranks) as watchers, self._writer:
+                        self._trainer(offset, watched([self._deadlines, *watchers])).train(batches, done.step)
+                self._export(max(done.step, total))
             if self._ranks.is_first:
                 self._marker.write(max(done.step, total), FINISHED)
         except Stopped as stopped:
@@ -172,6 +177,7 @@ class Run:
             save=self._save,
             vote=self._vote,
             recomputing=self._recomputing,
+            health=Health(self._config.health, self._ranks, run.folder),
             operations=operations,
         )
 

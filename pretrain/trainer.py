@@ -9,21 +9,23 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from ..cli.errors import DataError
-from ..datasets.counters import key, mix
+from ..datasets.counters import key
 from ..datasets.plan.slices import rank_slice
 from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
 from .average import Average
 from .engines.engine import Engine
+from .health import Health
 from .log import Logger
 from .marker import Stopped
 from .meter import Meter
+from .nonfinite import Buffers
 from .objective import Objective
-from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, Operations, Unwatched
+from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, VOTE, Operations, Unwatched
 from .preemption import StopRequested, Vote
 from .schedule import Schedule
+from .tally import Tally
 
 _DROPOUT = 5  # what the key is for; 1 to 4 are the data's and the objective's
 
@@ -70,6 +72,7 @@ class Trainer:
     save: Callable[[int, int], None]
     """Takes the steps done and the samples consumed."""
     vote: Vote
+    health: Health
     recomputing: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered around each backward pass, which may compute activations a second time."""
     operations: Operations = dataclasses.field(default_factory=Unwatched)
@@ -80,7 +83,12 @@ class Trainer:
 
         Raises:
             Stopped: early, on request; the state is saved, and the steps that no line has told of yet have a line of their own.
+            DataError: when loss, gradient or weights are not finite (as `Health` says); nothing of that is saved.
         """
+        with self.health.collector:
+            self._train(batches, start)
+
+    def _train(self, batches: Iterator[Batch], start: int) -> None:
         self.engine.module.train()
         tally = Tally(self.ranks)
         self.meter.restart()
@@ -88,7 +96,8 @@ class Trainer:
         try:
             for step in range(start, self.cadence.total):
                 self.operations.step(step)
-                self.vote.check()
+                with self.operations.during(VOTE):
+                    self.vote.check()
                 self._take(batches, step, tally)
                 done = step + 1
                 if self.cadence.due(self.cadence.log, done):
@@ -97,57 +106,64 @@ class Trainer:
                 if any(self.cadence.due(every, done) for every in self.cadence.evaluate):
                     with self.operations.during(EVALUATION):
                         self.evaluate(done)
+                        self.health.collector.now()
                     self.meter.restart()
                 if self.cadence.due(self.cadence.save, done):
-                    self._save(done)
+                    self._save(tally, done)
                     saved = done
                     self.meter.restart()
+                self.health.collector.step(done)
         except StopRequested as request:
             if tally.num_steps:
                 self._log(tally, done)
             if done > saved:
-                self._save(done)
+                self._save(tally, done)
             raise Stopped(done, self._samples(done), request.number) from None
 
-    def _take(self, batches: Iterator[Batch], step: int, tally: "Tally") -> None:
+    def _take(self, batches: Iterator[Batch], step: int, tally: Tally) -> None:
         asked = time.perf_counter()
         with self.operations.during(DATA):
             batch = next(batches)
         self.meter.count(step, time.perf_counter() - asked)
         self.schedule.step_update(self.schedule_step(step))
-        loss, gradient_norm = self.step(batch, step)
-        tally.count(batch, loss, gradient_norm)
+        tally.count(batch, *self.step(batch, step))
 
-    def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def step(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Makes one optimiser step; returns this rank's share of the mean loss, and before a log line the gradient norm, on the device.
+
+        The third is whether the step was made, bool[], where it could be left out: then weights, averages, buffers and optimiser state
+        are as if it had not been.
 
         The loss is Σ over images / global batch, and the engine averages gradients over ranks, hence the factor of the world size:
         slices of unequal length weigh as they should.
         """
         torch.manual_seed(int(key(self.seed, _DROPOUT, step, self.ranks.rank) >> np.uint64(1)))
         share = torch.zeros((), device=self.ranks.device)
-        buffers = [buffer.clone() for buffer in self.engine.module.buffers()] if self.accumulate > 1 else []
+        policy = self.health.nonfinite
+        buffers = Buffers(self.engine.module) if self.accumulate > 1 or policy.skips else None
         for part in range(self.accumulate):
-            if part:
+            if part and buffers is not None:
                 self._go_on(buffers)
             rows = rank_slice(len(batch.labels), part, self.accumulate, self.unit)
             loss = self._part_loss(batch, slice(rows.start, rows.stop), step)
             with self.operations.during(BACKWARD), self.recomputing():
-                self.engine.backward(loss * self.ranks.world_size, last=part == self.accumulate - 1)
+                self.engine.backward(loss * policy.factor(loss, self.ranks.world_size), last=part == self.accumulate - 1)
             share += loss.detach()
         with self.operations.during(OPTIMIZER):
-            gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1))
+            gradient_norm = self.engine.step(measure=self.cadence.due(self.cadence.log, step + 1), skip=policy.skips)
+            made = policy.made(gradient_norm)
+            if made is not None and buffers is not None:
+                buffers.restore_unless(made)
         with self.operations.during(AVERAGE):
-            self.average.update()
-        return share, gradient_norm
+            self.average.update(made)
+        return share, gradient_norm, made
 
-    def _go_on(self, buffers: list[torch.Tensor]) -> None:
+    def _go_on(self, buffers: Buffers) -> None:
         """Passes a boundary inside a step; a step that ends there has not been, and leaves the buffers as it found them."""
         try:
             self.vote.check()
         except StopRequested:
-            for buffer, before in zip(self.engine.module.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            buffers.restore()
             raise
 
     def _part_loss(self, batch: Batch, rows: slice, step: int) -> torch.Tensor:
@@ -160,71 +176,36 @@ class Trainer:
             inputs, targets = objective.mix(self.normalize(images), labels, step)
             return objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
 
-    def _save(self, done: int) -> None:
+    def _save(self, tally: Tally, done: int) -> None:
         with self.operations.during(SAVING):
+            self.health.require_finite(self.engine, self.average, tally, done)
             self.save(done, self._samples(done))
 
     def _samples(self, step: int) -> int:
         return self.offset + step * self.global_batch_size
 
-    def _log(self, tally: "Tally", step: int) -> None:
+    def _log(self, tally: Tally, step: int) -> None:
         """Writes the line of a stretch; the only place where the host waits for the device."""
-        loss, gradient_norm, stream = tally.read()
+        figures, more = self.health.figures(tally, step)
         pace = self.meter.read()
         self.logger.write(
             {
                 "kind": "train",
                 "step": step,
                 "samples": self._samples(step),
-                "loss": loss,
+                "loss": _finite(figures.loss),
                 "lr": max(group["lr"] for group in self.engine.optimizer.param_groups),
-                "grad_norm": gradient_norm,
+                "grad_norm": _finite(figures.gradient_norm),
                 **dataclasses.asdict(pace),
-                "stream": stream,
+                "stream": figures.stream,
+                **more,
             }
         )
-        if not math.isfinite(loss):
-            raise DataError(f"step {step}: the loss is {loss}; try a lower optimizer.lr, optimizer.clip_norm=1 or run.precision=fp32")
+        warnings = self.health.warnings(figures)
+        if warnings:
+            self.logger.write({"kind": "warning", "step": step, **warnings})
 
 
-class Tally:
-    """Adds up the loss on the device, and a fingerprint of the samples seen, between two log lines."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._gradient_norm: torch.Tensor | None = None
-        self._clear()
-
-    def count(self, batch: Batch, loss: torch.Tensor, gradient_norm: torch.Tensor | None) -> None:
-        """Counts one step; the last one before a reading brings its gradient norm."""
-        self._loss += loss
-        self._gradient_norm = gradient_norm
-        self._steps += 1
-        self._batches.append((batch.ids, batch.places))
-
-    @property
-    def num_steps(self) -> int:
-        """Steps since the last reading."""
-        return self._steps
-
-    def read(self) -> tuple[float, float | None, str]:
-        """Returns (mean loss over all ranks, gradient norm of the last step, fingerprint) since the last reading, and clears.
-
-        Of a step that was not known to be the last before the reading the gradient norm was not measured.
-
-        The fingerprint is Σ hash(sample id, place in the global order) mod 2⁶⁴ over all ranks: equal exactly when the same
-        samples were seen at the same places, on whatever rank.
-        """
-        loss = float(self._ranks.sum(self._loss)) / self._steps
-        gradient_norm = None if self._gradient_norm is None else float(self._gradient_norm)
-        hashes = [mix(ids.numpy().astype(np.uint64) ^ mix(places.numpy().astype(np.uint64))) for ids, places in self._batches]
-        total = np.concatenate(hashes).sum(dtype=np.uint64).astype(np.int64)
-        stream = int(self._ranks.sum(torch.tensor(int(total), device=self._ranks.device))) & 0xFFFFFFFFFFFFFFFF
-        self._clear()
-        return loss, gradient_norm, f"{stream:016x}"
-
-    def _clear(self) -> None:
-        self._loss = torch.zeros((), device=self._ranks.device)
-        self._gradient_norm = None
-        self._steps = 0
-        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+def _finite(value: float | None) -> float | None:
+    """Returns what JSON can hold: of a step that was left out there is no figure."""
+    return value if value is not None and math.isfinite(value) else None

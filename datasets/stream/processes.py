@@ -1,6 +1,7 @@
 """Batches made ahead by worker processes, which end with this one however it ends."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -111,6 +112,7 @@ def _work(task: Task, worker: int, pipe: connection.Connection, parent: int, inh
     """
     for number in _PARENTS_BUSINESS:  # a job's signals go to all its processes; what they mean, the main process decides
         signal.signal(number, signal.SIG_IGN)
+    gc.enable()  # a fork of a trainer that collects on its own schedule would never
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     for other_end in inherited:
         other_end.close()

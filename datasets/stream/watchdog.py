@@ -19,6 +19,8 @@ class Watch:
 
     stall_s: float = 0.0
     rank: int = 0
+    steps: bool = True
+    """Whether the consumer's own work is watched, too; false: somebody else does it."""
     stream: TextIO | None = None
     """Where it is said; None: standard error, as it is then."""
     clock: Clock = time.monotonic
@@ -62,7 +64,7 @@ class Watchdog:
 
     def delivered(self, number: int) -> None:
         """Notes that the consumer has batch `number`."""
-        self._move(f"the training step of batch {number} has not come back")
+        self._move(f"the training step of batch {number} has not come back" if self._watch.steps else "")
 
     def _move(self, what: str) -> None:
         self._state = (self._watch.clock(), what)
@@ -73,7 +75,7 @@ class Watchdog:
         now = self._watch.clock()
         if since != self._watched:  # it has moved since the last look
             self._watched, self._pause_s, self._due = since, self._watch.stall_s, since + self._watch.stall_s
-        if now < self._due or self._open[-1:] not in ([], [self]):
+        if not what or now < self._due or self._open[-1:] not in ([], [self]):
             return None
         self._pause_s *= 2
         self._due = now + self._pause_s

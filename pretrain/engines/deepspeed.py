@@ -63,17 +63,34 @@ class DeepSpeedEngine(Engine):
         self._runner.set_gradient_accumulation_boundary(last)
         self._runner.backward(loss, scale_wrt_gas=False)
 
-    def step(self, *, measure: bool) -> torch.Tensor | None:
-        """Clips, updates and clears; ZeRO knows the norm in any case, stage 0 measures it when asked."""
-        norm: Any = None
-        if measure and not self._stage:
+    def step(self, *, measure: bool, skip: bool = False) -> torch.Tensor | None:
+        """Clips, updates and clears; stage 0 measures the norm when asked.
+
+        Stages 1 to 3 know the norm in any case, look at it on the host, and leave a step out by themselves when it is not finite: then it
+        is given as infinite.
+        """
+        if self._stage:
+            self._step()
+            return torch.as_tensor(self._runner.get_global_grad_norm(), dtype=torch.float32, device=self._ranks.device).detach()
+        norm = None
+        if measure or skip:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None], foreach=True)
+        if skip and norm is not None and not bool(torch.isfinite(norm)):
+            self._runner.zero_grad()
+            self._runner.micro_steps += 1  # as its own step counts backward passes
+        else:
+            self._step()
+        return norm if norm is None else norm.detach()
+
+    def _step(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self._runner.step()
-        if measure and self._stage:
-            norm = torch.as_tensor(self._runner.get_global_grad_norm(), dtype=torch.float32, device=self._ranks.device)
-        return norm if norm is None else norm.detach()
+
+    @property
+    def skip_waits(self) -> bool:
+        """Stages 1 to 3 wait in any case, whether steps are left out or not."""
+        return not self._stage
 
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields (name, state), gathered from the flat partitions."""

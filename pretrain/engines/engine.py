@@ -40,8 +40,18 @@ class Engine(abc.ABC):
         """Accumulates gradients; `last` is the step's last call, after which they are averaged."""
 
     @abc.abstractmethod
-    def step(self, *, measure: bool) -> torch.Tensor | None:
-        """Clips, updates the weights, clears the gradients; returns their norm before clipping, on the device, if `measure` asks for it."""
+    def step(self, *, measure: bool, skip: bool = False) -> torch.Tensor | None:
+        """Clips, updates the weights, clears the gradients; returns their norm before clipping, on the device, if it was measured.
+
+        Args:
+            measure: the norm is wanted; it may be measured all the same.
+            skip: measure it, and if it is not finite, clear the gradients and change nothing else, neither weights nor optimiser state.
+        """
+
+    @property
+    def skip_waits(self) -> bool:
+        """Whether `skip` makes the host wait for the device at every step."""
+        return True
 
     @abc.abstractmethod
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:

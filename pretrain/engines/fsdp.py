@@ -67,9 +67,12 @@ class ShardedEngine(PlainEngine):
         self.module.set_is_last_backward(last)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
 
-    def step(self, *, measure: bool) -> torch.Tensor | None:
-        """Clips by the norm over all shards, updates and clears."""
-        norm = super().step(measure=measure)
+    @property
+    def skip_waits(self) -> bool:
+        """Optimisers of sharded tensors do not leave out a step by themselves."""
+        return True
+
+    def _whole_norm(self, norm: torch.Tensor) -> torch.Tensor:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def shards(self) -> dict[str, torch.Tensor]:

@@ -53,15 +53,41 @@ class PlainEngine(Engine):
         with contextlib.nullcontext() if last else self._holds_back():
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
 
-    def step(self, *, measure: bool) -> torch.Tensor | None:
+    def step(self, *, measure: bool, skip: bool = False) -> torch.Tensor | None:
         """Clips, updates and clears; the norm is a float32 scalar. Where nothing is clipped it costs a pass over all gradients."""
         norm = None
         if self._clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm, foreach=True)
-        elif measure:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True)
-        self.optimizer.step()
+            norm = self._whole_norm(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm, foreach=True))
+        elif measure or skip:
+            norm = self._whole_norm(torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True))
+        if skip and norm is not None:
+            self._step_if_finite(norm)
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @property
+    def skip_waits(self) -> bool:
+        """Only PyTorch's fused Adam and AdamW leave out a step by themselves."""
+        # Fused SGD does too, but for its first step, which leaves it a momentum that nobody has written.
+        heeds = isinstance(self.optimizer, torch.optim.Adam) and all(group.get("fused") for group in self.optimizer.param_groups)
+        return not heeds
+
+    def _step_if_finite(self, norm: torch.Tensor) -> None:
+        if self.skip_waits:
+            if bool(torch.isfinite(norm)):
+                self.optimizer.step()
+            return
+        optimizer: Any = self.optimizer  # as torch's GradScaler speaks to it
+        optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+
+    def _whole_norm(self, norm: torch.Tensor) -> torch.Tensor:
+        """Returns the norm over all ranks' shards."""
         return norm
 
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,10 @@ from typing import Any
 
 from ..log import Row, title
 
-_SHOWN = ("loss", "lr", "images_per_s", "data_wait", "mfu", "top1", "top5", "mean_per_class", "error")
+_SHOWN = (
+    *("loss", "lr", "images_per_s", "data_wait", "mfu", "top1", "top5", "mean_per_class", "error"),
+    *("skipped", "loss_expected", "loss_factor", "grad_norm_expected", "grad_norm_factor"),
+)
 
 
 class Console:
