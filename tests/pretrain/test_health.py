@@ -32,9 +32,10 @@ from bamboo.pretrain.nonfinite import all_finite
 from bamboo.pretrain.objective import Objective
 from bamboo.pretrain.objective_config import ObjectiveSettings
 from bamboo.pretrain.operations import EVALUATION, LOGGING, SAVING
-from bamboo.pretrain.optimizer import create_optimizer, create_schedule
+from bamboo.pretrain.optimizer import create_optimizer
 from bamboo.pretrain.optimizer_config import OptimizerSettings
 from bamboo.pretrain.preemption import Vote
+from bamboo.pretrain.schedule import create_schedule
 from bamboo.pretrain.signals import StopSignals
 from bamboo.pretrain.spikes import Spikes
 from bamboo.pretrain.trainer import Cadence, Trainer
