@@ -1,4 +1,4 @@
-"""`bamboo zoo convert`: a checkpoint of others as an export of ours."""
+"""`bamboo zoo convert`: a checkpoint of others, or of a run of ours, as an export."""
 
 import dataclasses
 import json
@@ -11,7 +11,9 @@ import torch
 
 from ..cli.errors import EXIT_DONE, DataError, UserError
 from ..datasets.atomic import sha256_file
+from . import convert_run
 from .architectures import create_model
+from .convert_run import is_run_checkpoint
 from .export import CARD_NAME, WEIGHTS_NAME, Card, State, contiguous, network_hash, write_export
 from .preprocessing import Preprocessing
 from .published import Published, input_side, open_published
@@ -25,6 +27,8 @@ def run(config: ConvertSettings) -> int:
     taken = [name for name in (WEIGHTS_NAME, CARD_NAME) if (config.out / name).exists()]
     if taken and not config.dry_run:
         raise UserError(f"out={config.out}: holds {' and '.join(taken)} already; give a folder without an export")
+    if is_run_checkpoint(config.checkpoint):
+        return convert_run.run(config)
     names = None if config.classes is None else read_class_names(config.classes)
     opened = open_published(
         config.checkpoint, access_from_environment(registry=config.registry), part=config.part, model_args=config.model_args
@@ -34,7 +38,7 @@ def run(config: ConvertSettings) -> int:
     sys.stdout.write(f"{opened.path}: {opened.match.summary}\n")
     sys.stdout.write("".join(f"  left out: {name}\n" for name in opened.match.left_out[:10]))
     if config.dry_run:
-        sys.stdout.write(f"would write {len(state)} tensors, head {config.head}, to {config.out / WEIGHTS_NAME}\n")
+        sys.stdout.write(f"would write {len(state)} tensors, head {config.head or 'drop'}, to {config.out / WEIGHTS_NAME}\n")
         return EXIT_DONE
     card = Card(
         architecture=opened.recipe.architecture,

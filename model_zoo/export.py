@@ -39,8 +39,31 @@ def write_export(folder: Path, state: State, card: Card) -> Path:
     """Writes weights and card into `folder`, each atomically, the card last; returns the weights' path."""
     path = folder / WEIGHTS_NAME
     write_bytes(path, safetensors.torch.save(contiguous(state)))
-    write_json(folder / CARD_NAME, {"format": "bamboo-model", "version": 1, **dataclasses.asdict(card)})
+    write_json(folder / CARD_NAME, card_tree(card))
     return path
+
+
+def card_tree(card: Card) -> dict[str, Any]:
+    """Returns a card as JSON holds it."""
+    return {"format": "bamboo-model", "version": 1, **dataclasses.asdict(card)}
+
+
+def card_from(tree: Mapping[str, Any], path: Path) -> Card:
+    """Returns the card that JSON holds.
+
+    Raises:
+        DataError: when it is damaged; `path` is where it was found.
+    """
+    try:
+        return Card(
+            architecture=tree["architecture"],
+            model_args=tree["model_args"],
+            classes=tuple(tree["classes"]),
+            preprocessing=preprocessing_from(tree["preprocessing"]),
+            trained=tree["trained"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
 
 
 def read_card(path: Path) -> Card | None:
@@ -54,15 +77,9 @@ def read_card(path: Path) -> Card | None:
         return None
     try:
         tree = json.loads(card_path.read_bytes())
-        return Card(
-            architecture=tree["architecture"],
-            model_args=tree["model_args"],
-            classes=tuple(tree["classes"]),
-            preprocessing=preprocessing_from(tree["preprocessing"]),
-            trained=tree["trained"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise DataError(f"{card_path}: damaged ({type(error).__name__}: {error})") from None
+    return card_from(tree, card_path)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

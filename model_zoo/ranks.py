@@ -73,6 +73,10 @@ class Ranks:
             dist.destroy_process_group()
 
 
+ALONE = Ranks(0, 0, 1, torch.device("cpu"))
+"""A single process, on the CPU."""
+
+
 def start_ranks(device: str = "auto", timeout_s: float | None = None) -> Ranks:
     """Joins the job that torchrun's environment describes (none: a single process) and returns this process's place in it.
 

@@ -77,23 +77,24 @@ class ShowSettings:
 
 @settings
 class ConvertSettings:
-    """Turns a checkpoint of others into an export of ours: model.safetensors with timm's names, and model.json.
+    """Turns a checkpoint of others, or of a run of ours, into an export: model.safetensors with timm's names, and model.json.
 
     bamboo zoo convert dino.pth@vit_small_patch16_224.dino exports/dino --part teacher
+    bamboo zoo convert runs/first/checkpoints/step-00001200 exports/first
 
     Every tensor of the backbone must be there, or nothing is written.
     """
 
     checkpoint: str
-    """FILE@NAME, NAME an id of the registry or a model of timm; or zoo:ID, which is fetched."""
+    """FILE@NAME, NAME an id of the registry or a model of timm; zoo:ID, which is fetched; or a run's checkpoint folder."""
     out: Path
     """Folder to write; it must not hold an export."""
-    head: Literal["keep", "drop"] = "drop"
-    """What becomes of the classifier."""
+    head: Literal["keep", "drop"] | None = None
+    """What becomes of the classifier; none: a run's is kept, that of others dropped."""
     classes: Path | None = None
     """Names of the kept head's outputs: a JSON list, a JSON map of index to name, or one a line."""
     part: str = ""
-    """Which part to take, where the file holds several models (teacher, model_ema, …)."""
+    """Which part to take, where there are several models (teacher, model_ema, …); of a run: ema (if it has one) or model."""
     model_args: dict[str, bool | int | float | str] | None = None
     """Further arguments of timm's model, as {img_size: 256}."""
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = None
@@ -111,7 +112,7 @@ class ConvertSettings:
 
     def problems(self) -> list[str]:
         """Returns what contradicts itself."""
-        return ["classes: names the outputs of a head; add head=keep"] if self.classes is not None and self.head == "drop" else []
+        return ["classes: names the outputs of a head; add head=keep"] if self.classes is not None and self.head != "keep" else []
 
 
 COMMANDS = {
@@ -136,7 +137,7 @@ COMMANDS = {
     "convert": Command(
         settings=ConvertSettings,
         run="bamboo.model_zoo.convert.run",
-        line="turn a checkpoint of others into model.safetensors and model.json",
+        line="turn a checkpoint, of others or of a run, into model.safetensors and model.json",
         positional=("checkpoint", "out"),
     ),
 }

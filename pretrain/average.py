@@ -5,7 +5,8 @@ from typing import Protocol
 
 import torch
 
-from .engines.engine import Engine
+from ..model_zoo.tensor_files import Stored
+from .engines.engine import Engine, require_same
 
 
 class Average(Protocol):
@@ -18,8 +19,8 @@ class Average(Protocol):
     def update(self, made: torch.Tensor | None = None) -> None:
         """Takes in the weights after a step; after one that was not made (`made`, bool[] on the device, is false), does nothing."""
 
-    def load(self, state: Mapping[str, torch.Tensor] | None) -> None:
-        """Takes up whole weights, on every rank; None: those of the engine as they stand."""
+    def load(self, state: Mapping[str, Stored] | None) -> None:
+        """Takes up saved averages, on every rank its shards; None: the engine's weights as they stand."""
 
 
 class NoAverage:
@@ -30,7 +31,7 @@ class NoAverage:
     def update(self, made: torch.Tensor | None = None) -> None:
         """Does nothing."""
 
-    def load(self, state: Mapping[str, torch.Tensor] | None) -> None:
+    def load(self, state: Mapping[str, Stored] | None) -> None:
         """Does nothing."""
 
 
@@ -61,11 +62,15 @@ class MovingAverage:
                 self.shards[name].copy_(tensor)
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, torch.Tensor] | None) -> None:
-        """Takes up whole averages, each rank its shards."""
+    def load(self, state: Mapping[str, Stored] | None) -> None:
+        """Takes up saved averages, each rank its shards."""
         self.shards = _copies(self._engine)
-        for name, shard in self.shards.items() if state is not None else ():
-            shard.copy_(self._engine.shard(name, state[name]))  # type: ignore[index]  # mypy forgets that state is no None here
+        if state is None:
+            return
+        ours = self._engine.held(self.shards)
+        require_same({name: held.shape for name, held in ours.items()}, {name: stored.shape for name, stored in state.items()})
+        for name, held in ours.items():
+            held.fill(state[name])
 
 
 def create_average(engine: Engine, decay: float | None) -> Average:

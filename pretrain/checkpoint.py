@@ -1,58 +1,51 @@
-"""Checkpoints: the whole state of a run after a step, in a folder that is there whole or not at all.
+"""The checkpoints of a run: each the whole state after a step, in a folder that is there whole or not at all.
 
-    checkpoints/
-        step-00001200/  model.safetensors  ema.safetensors?  optimizer.pt  state.json  (sizes and hashes of the other files)
-        latest          the newest one's name, moved last
-
-Every engine writes the same: whole tensors under timm's names, the optimiser's state by parameter name. `optimizer.pt` is read with
-weights-only loading; nothing else is a pickle. Version 1 numbered the optimiser's parameters; it is still read.
+checkpoints/
+    step-00001200/  written by all ranks, each its part; the form is told in `model_zoo.run_checkpoints`
+    latest          the newest one's name, moved last
 """
 
 import dataclasses
-import io
+import functools
 import json
-import pickle
+import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-
 from ..cli.errors import DataError
-from ..datasets.atomic import fsync_folder, publish_folder, sha256_file, write_bytes, write_text
-from ..model_zoo.export import contiguous, read_weights
+from ..datasets.atomic import fsync_folder, publish_folder, sha256_json, write_text
+from ..model_zoo.ranks import ALONE, Ranks
+from ..model_zoo.run_checkpoints import (
+    FORMAT,
+    STATE_NAME,
+    VERSION,
+    RunCheckpoint,
+    file_fault,
+    file_name,
+    read_index,
+    read_state,
+    stray_fault,
+)
+from ..model_zoo.tensor_files import Stored, write_tensor_file
 from .evaluator_config import VAL
-
-FORMAT, VERSION = "bamboo-checkpoint", 2
-_READ = (1, 2)
-
-State = Mapping[str, torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Where a run stands: all that the stream, the schedule and the random draws depend on."""
-
-    step: int
-    """Optimiser steps done; batch `step` is the next."""
-    samples: int
-    """Samples consumed."""
-    seed: int
-    plan_version: int
+from .first_version import FILES_1, read_first_version
+from .meeting import Meeting
+from .plain_values import from_plain
+from .snapshot import Position, Snapshot
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Everything that makes a run go on as if nothing had happened."""
+    """Everything that makes a run go on as if nothing had happened; tensors are read when they are asked for."""
 
     position: Position
-    model: State
-    average: State | None
+    model: Mapping[str, Stored]
+    average: Mapping[str, Stored] | None
     optimizer: dict[str, Any]
-    """As `engines.portable` has it; of version 1, as `torch.optim.Optimizer.state_dict` had it."""
+    """As `Engine.load` takes it."""
     pinned: dict[str, Any]
     """The settings and data hashes that a resumed run must share."""
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -60,10 +53,10 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run; rank 0 writes, every rank reads.
+    """The checkpoints of one run; every rank writes its part and reads what it needs, rank 0 decides.
 
     Args:
-        run: the run folder.
+        run: the run folder, on a file system that all ranks share.
         keep: how many of the newest are kept.
         best: how many of those that `best_by` scored best are kept besides; among equals the newest.
         best_by: name of an evaluator.
@@ -74,39 +67,68 @@ class CheckpointFolder:
         self._folder, self._keep, self._every = run / "checkpoints", keep, every
         self._best, self._best_by = best, best_by
 
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes a checkpoint, moves `latest` to it, then drops the old ones that are not to be kept.
+    def save(self, snapshot: Snapshot, meeting: Meeting | None = None) -> Path:
+        """Writes a checkpoint, moves `latest` to it, then drops the old ones that are not to be kept; every rank takes part.
 
         Raises:
-            OSError: when it cannot be written; the checkpoints before are untouched and nothing half-written stays.
+            OSError: on all ranks, when any could not write; the checkpoints before are untouched and nothing half-written stays.
+            RankLostError: on those that are left, when a rank dies meanwhile.
         """
-        final = self._folder / f"step-{checkpoint.position.step:08d}"
-        if final.exists() and _fault(final) is None:  # a resumed run that came to the same step again
-            return final
-        temporary = self._folder / f".{final.name}.tmp"
-        self._sweep()
+        meeting = meeting or Meeting()
+        final = self._folder / f"step-{snapshot.position.step:08d}"
+        temporary: Path | None = None
         try:
-            temporary.mkdir(parents=True)
-            _write(temporary, checkpoint)
-            if final.exists():  # damaged, and passed over when the run was resumed
-                shutil.rmtree(final)
-            publish_folder(temporary, final)
-            write_text(self._folder / "latest", final.name + "\n")
+            temporary = meeting.first_does(functools.partial(self._begin, final))
+            if temporary is None:  # a resumed run that came to the same step again
+                return final
+            reports = meeting.all_do(functools.partial(_write_part, temporary, snapshot, meeting))
+            meeting.first_does(functools.partial(self._publish, temporary, final, snapshot, reports))
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if meeting.is_first and temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self._drop()
-        fsync_folder(self._folder)
         return final
 
-    def newest(self) -> Path | None:
-        """Returns the newest whole checkpoint, or None. A damaged one is named on standard error and passed over."""
-        for path in self._by_age():
-            fault = _fault(path)
-            if fault is None:
+    def newest(self, ranks: Ranks = ALONE) -> Path | None:
+        """Returns the newest whole checkpoint, or None: the same on every rank; each checks its share of the files' hashes.
+
+        A damaged one is named on standard error and passed over.
+        """
+        for name in json.loads(ranks.from_first(json.dumps([path.name for path in self._by_age()] if ranks.is_first else []))):
+            path: Path = self._folder / name
+            fault = next(filter(None, ranks.from_all(_fault(path, ranks))), "")
+            if not fault:
                 return path
-            sys.stderr.write(f"{path}: {fault}; going back to the checkpoint before\n")
+            if ranks.is_first:
+                sys.stderr.write(f"{fault}; going back to the checkpoint before\n")
         return None
+
+    def _begin(self, final: Path) -> Path | None:
+        """Returns the folder to write into, or None where the checkpoint is there and whole."""
+        if final.exists() and not _fault(final, ALONE):
+            return None
+        for leftover in self._folder.glob(".step-*.tmp"):  # of a killed run
+            shutil.rmtree(leftover)
+        temporary = self._folder / f".{final.name}.{secrets.token_hex(4)}.tmp"  # no rank's file system has ever been asked for that name
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def _publish(self, temporary: Path, final: Path, snapshot: Snapshot, reports: list["Report"]) -> None:
+        state = {
+            "format": FORMAT,
+            "version": VERSION,
+            "position": dataclasses.asdict(snapshot.position),
+            **snapshot.facts,
+            **_index(reports),
+        }
+        read_index(state, final)  # what cannot be read is not published
+        write_text(temporary / STATE_NAME, json.dumps({**state, "sha256": sha256_json(state)}) + "\n")
+        if final.exists():  # damaged, and passed over when the run was resumed
+            shutil.rmtree(final)
+        publish_folder(temporary, final)
+        write_text(self._folder / "latest", final.name + "\n")
+        self._drop()
+        fsync_folder(self._folder)
 
     def _by_age(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"), reverse=True)
@@ -123,88 +145,88 @@ class CheckpointFolder:
             if path not in kept:
                 shutil.rmtree(path)
 
-    def _sweep(self) -> None:
-        for leftover in self._folder.glob(".step-*.tmp"):  # of a killed run
-            shutil.rmtree(leftover)
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a rank has written: its files, and by group and name the dtype, shape, start and length of each range."""
+
+    files: dict[str, dict[str, Any]]
+    ranges: dict[str, dict[str, list[Any]]]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Returns the checkpoint at `path`.
+    """Returns the checkpoint at `path`; the hashes of its files are `CheckpointFolder.newest`'s business.
 
     Raises:
         DataError: when it is damaged or of a version that is not read.
     """
-    fault = _fault(path)
-    if fault is not None:
-        raise DataError(f"{path}: {fault}")
-    tree = json.loads((path / "state.json").read_bytes())
-    average = path / "ema.safetensors"
-    return Checkpoint(
-        position=Position(**tree["position"]),
-        model=read_weights(path / "model.safetensors"),
-        average=read_weights(average) if average.exists() else None,
-        optimizer=_read_optimizer(path / "optimizer.pt"),
-        pinned=tree["pinned"],
-        scores=_scores(tree),
-    )
-
-
-def _read_optimizer(path: Path) -> dict[str, Any]:
+    state = read_state(path)
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path}: refused: {str(error).splitlines()[0]}") from None
-    return state
+        position, pinned, scores = Position(**state["position"]), state["pinned"], dict(state.get("scores", {}))
+        if state["version"] == 1:
+            model, average, optimizer = read_first_version(path)
+        else:
+            opened = RunCheckpoint(path, state)
+            model, average = opened.tensors("model") or {}, opened.tensors("ema")
+            optimizer = _optimizer(state["optimizer"], opened.tensors("optimizer") or {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: damaged {STATE_NAME} ({type(error).__name__}: {error})") from None
+    return Checkpoint(position, model, average, optimizer, pinned, scores)
+
+
+def _optimizer(tree: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
+    moments: dict[str, dict[str, Any]] = {}
+    for name, stored in tensors.items():
+        parameter, _, key = name.rpartition(":")
+        moments.setdefault(parameter, {})[key] = stored
+    for parameter, state in tree["state"].items():
+        moments.setdefault(parameter, {}).update({key: from_plain(value) for key, value in state.items()})
+    return {"groups": [{key: from_plain(value) for key, value in group.items()} for group in tree["groups"]], "state": moments}
+
+
+def _write_part(folder: Path, snapshot: Snapshot, meeting: Meeting) -> Report:
+    files, ranges = {}, {}
+    for group, pieces in snapshot.pieces.items():
+        name = file_name(group, meeting.rank + 1, meeting.world_size)
+        written = write_tensor_file(folder / name, {key: piece.values for key, piece in pieces.items() if piece.values.numel()})
+        files[name] = dataclasses.asdict(written)
+        ranges[group] = {key: piece.facts for key, piece in pieces.items()}
+    return Report(files, ranges)
+
+
+def _index(reports: list[Report]) -> dict[str, Any]:
+    """Returns the index of what all ranks have written."""
+    tensors: dict[str, dict[str, Any]] = {group: {} for group in reports[0].ranges}
+    for part, report in enumerate(reports, start=1):
+        for group, ranges in report.ranges.items():
+            for name, (dtype, shape, start, numel) in ranges.items():
+                entry = tensors[group].setdefault(name, {"dtype": dtype, "shape": shape, "ranges": []})
+                assert (entry["dtype"], entry["shape"]) == (dtype, shape), f"{name}: not the same tensor on all ranks"
+                entry["ranges"] += [[part, start, numel]] if numel else []
+    files = {name: facts for report in reports for name, facts in report.files.items()}
+    return {"world_size": len(reports), "files": files, "tensors": tensors}
+
+
+def _fault(path: Path, ranks: Ranks) -> str:
+    """Returns what is wrong with a checkpoint, as far as this rank looks, or nothing."""
+    try:
+        state = read_state(path)
+        if state["version"] == 1:
+            names = sorted(set(state["files"]) & set(FILES_1))
+        else:
+            read_index(state, path)
+            names = sorted(state["files"])
+        fault = stray_fault(path, state["files"]) or file_fault(path, state["files"], names[ranks.rank :: ranks.world_size])
+    except DataError as error:
+        return str(error)
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{path}: damaged ({type(error).__name__}: {error})"
+    return f"{path}: {fault}" if fault else ""
 
 
 def _score(path: Path, evaluator: str) -> float | None:
     try:
-        value = _scores(json.loads((path / "state.json").read_bytes())).get(evaluator)
-    except (OSError, ValueError, AttributeError):
+        value = json.loads((path / STATE_NAME).read_bytes())["scores"].get(evaluator)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return float(value) if isinstance(value, int | float) else None
-
-
-def _scores(tree: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the scores of a `state.json`; for a time it held one, the top-1 on the validation split."""
-    before = {} if tree.get("top1") is None else {VAL: tree["top1"]}
-    return {**before, **tree.get("scores", {})}
-
-
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    for name, data in _files(checkpoint):
-        write_bytes(folder / name, data)
-    tree = {
-        "format": FORMAT,
-        "version": VERSION,
-        "position": dataclasses.asdict(checkpoint.position),
-        "pinned": checkpoint.pinned,
-        "scores": dict(checkpoint.scores),
-        "versions": {"torch": torch.__version__},
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(folder.iterdir())},
-    }
-    write_text(folder / "state.json", json.dumps(tree, indent=1) + "\n")
-
-
-def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
-    yield "model.safetensors", safetensors.torch.save(contiguous(checkpoint.model))
-    if checkpoint.average is not None:
-        yield "ema.safetensors", safetensors.torch.save(contiguous(checkpoint.average))
-    buffer = io.BytesIO()
-    torch.save(checkpoint.optimizer, buffer)
-    yield "optimizer.pt", buffer.getvalue()
-
-
-def _fault(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint folder, or None."""
-    try:
-        tree = json.loads((path / "state.json").read_bytes())
-        if tree["format"] != FORMAT or tree["version"] not in _READ:
-            return f"format {tree['format']} version {tree['version']}; this Bamboo reads {FORMAT} versions {' and '.join(map(str, _READ))}"
-        for name, known in tree["files"].items():
-            file = path / name
-            if not file.exists() or file.stat().st_size != known["bytes"] or sha256_file(file) != known["sha256"]:
-                return f"{name} is not as it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"damaged ({type(error).__name__}: {error})"
-    return None

@@ -4,7 +4,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,12 @@ import torch
 from ..cli.errors import DataError, UserError
 from ..datasets.atomic import sha256_json
 from ..model_zoo.backbone import create_model
-from ..model_zoo.export import Card, write_export
+from ..model_zoo.export import Card, card_tree, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
 from ..model_zoo.ranks import Ranks
 from .average import create_average
 from .batches import RunBatches
-from .checkpoint import Checkpoint, CheckpointFolder, Position, read_checkpoint
+from .checkpoint import CheckpointFolder, read_checkpoint
 from .config import PretrainSettings
 from .deadline import Deadlines
 from .engines.choice import open_engine
@@ -41,6 +40,7 @@ from .recompute import checkpoint_activations
 from .sampling import open_plan
 from .schedule import create_schedule
 from .signals import StopSignals
+from .snapshot import Position, Snapshot, take_snapshot
 from .trainer import Cadence, Trainer
 from .writer import Writer
 
@@ -68,7 +68,7 @@ class Run:
         every = max(pool.lengths.steps(config.run.keep_every), 1) if config.run.keep_every else 0
         run = config.run
         self._checkpoints = CheckpointFolder(run.folder, run.keep_checkpoints, best=run.keep_best, best_by=run.best_by, every=every)
-        self._writer = Writer(self._checkpoints, background=config.run.background_saves)
+        self._writer = Writer(self._checkpoints, ranks, background=config.run.background_saves)
         self._flops = flops_by_stretch(model, config, ranks.device)  # before an engine takes the model apart
         self._recomputing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         if config.model.checkpoint_activations:
@@ -189,20 +189,26 @@ class Run:
         return self._flops[self._phases.index(step)]
 
     def _save(self, step: int, samples: int) -> None:
-        model, optimizer = self._engine.save()
-        average = None if self._average.shards is None else self._engine.gather(self._average.shards)
-        if self._ranks.is_first:
-            position = Position(step, samples, self._config.run.seed, self._plan.version_at(self._position(samples) - 1))
-            scores = self._evaluations.values(step)
-            self._writer.save(Checkpoint(position, model, average, optimizer, pinned(self._config), scores))
-        self._ranks.barrier()
+        self._writer.save(functools.partial(self._snapshot, step, samples))
+
+    def _snapshot(self, step: int, samples: int) -> Snapshot:
+        facts = {
+            "pinned": pinned(self._config),
+            "scores": self._evaluations.values(step),
+            "engine": self._config.engine.kind,
+            "zero_stage": self._config.engine.zero_stage if self._config.engine.kind == "deepspeed" else None,
+            "versions": versions(),
+            "card": card_tree(self._card(step)),
+        }
+        position = Position(step, samples, self._config.run.seed, self._plan.version_at(self._position(samples) - 1))
+        return take_snapshot(position, self._engine, self._average, self._ranks, facts)
 
     def _resume(self) -> Position:
-        """Loads the newest whole checkpoint, chosen by rank 0 for all; returns where the run stands."""
-        newest = self._ranks.from_first(str(self._checkpoints.newest() or "") if self._ranks.is_first else "")
-        if not newest:
+        """Loads the newest whole checkpoint, each rank what it holds; returns where the run stands."""
+        newest = self._checkpoints.newest(self._ranks)
+        if newest is None:
             return Position(0, 0, self._config.run.seed, 0)
-        checkpoint = read_checkpoint(Path(newest))
+        checkpoint = read_checkpoint(newest)
         refuse_changes(checkpoint.pinned, self._config, self._config.run.folder)
         self._engine.load(checkpoint.model, checkpoint.optimizer)
         self._average.load(checkpoint.average)
@@ -237,7 +243,6 @@ class Run:
             write_export(self._config.run.folder / "export", weights, self._card(steps))
 
     def _card(self, steps: int) -> Card:
-        args = {name: value for name, value in self._model_args().items() if name != "drop_path_rate"}
         trained = {
             "data_hash": self._pool.train.data_hash,
             "config_hash": sha256_json(pinned(self._config)),
@@ -247,7 +252,7 @@ class Run:
         }
         return Card(
             architecture=self._config.model.name,
-            model_args=args,
+            model_args={name: value for name, value in self._model_args().items() if name != "drop_path_rate"},
             classes=tuple(self._pool.train.class_names),
             preprocessing=self._preprocessing(steps),
             trained=trained,

@@ -10,16 +10,17 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ...cli.errors import missing_extra
 from ...model_zoo.ranks import Ranks
-from .engine import Engine, State, spare_of
-from .fsdp import require_same
+from ...model_zoo.tensor_files import Stored
+from .engine import Engine, spare_of
 from .group import close_group, open_group
+from .held import Held, whole
 from .portable import Moments
 from .zero import Partitions, Slices, Stages
 
@@ -93,13 +94,13 @@ class DeepSpeedEngine(Engine):
         return not self._stage
 
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (name, state), gathered from the flat partitions."""
+        """Yields (name, state), where it lies in the flat partitions."""
         if self._stages is not None:
             yield from self._stages.moments()
             return
         for name, parameter in self._parameters.items():
             if state := self.optimizer.state.get(parameter):
-                yield name, dict(state)
+                yield name, {key: whole(value) if torch.is_tensor(value) else value for key, value in state.items()}
 
     def take_moments(self, moments: Moments) -> None:
         """Takes up the states, each rank its part of the flat partitions."""
@@ -120,21 +121,16 @@ class DeepSpeedEngine(Engine):
         """Returns all ranks' slices, joined."""
         return self._stages.whole(name, shard) if isinstance(self._stages, Slices) and name in self._parameters else shard
 
-    def shard(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """Returns this rank's slice."""
-        return self._stages.slice(name, whole) if isinstance(self._stages, Slices) and name in self._parameters else whole
+    def place(self, name: str, shard: torch.Tensor) -> Held:
+        """Returns this rank's slice, without its padding."""
+        return self._stages.place(name, shard) if isinstance(self._stages, Slices) else whole(shard)
 
-    def take_weights(self, model: State) -> None:
-        """Takes up whole weights, into the model and into ZeRO's own copies."""
-        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
-        if self._stage == 3:
-            shapes.update({name: torch.Size(parameter.ds_shape) for name, parameter in self._parameters.items()})
-        require_same(shapes, model)
-        with torch.no_grad():
-            for name, shard in self.shards().items():
-                shard.copy_(self.shard(name, model[name]))
-            if self._stages is not None:
-                self._stages.take_weights(model)
+    @torch.no_grad()
+    def take_weights(self, model: Mapping[str, Stored]) -> None:
+        """Takes up weights, into the model and into ZeRO's own copies."""
+        super().take_weights(model)
+        if self._stages is not None:
+            self._stages.take_weights(model)
 
     def close(self) -> None:
         """Lets go of DeepSpeed's engine, and of the process group that was opened for a single process."""
@@ -169,9 +165,9 @@ def _import_deepspeed(ranks: Ranks) -> Any:
 
 
 def _like(value: Any, parameter: torch.Tensor) -> Any:
-    if torch.is_tensor(value) and value.shape == parameter.shape:
-        return value.to(parameter.device).clone(memory_format=torch.preserve_format)
-    return value.clone() if torch.is_tensor(value) else value
+    if not isinstance(value, Stored):
+        return value
+    return value.whole().to(parameter.device) if value.shape == tuple(parameter.shape) else value.whole()
 
 
 def _settle() -> None:

@@ -1,7 +1,8 @@
 """Engines: who runs forward, backward and the optimiser step over all ranks. The trainer speaks to one through `Engine` alone.
 
 A shard is this rank's part of a tensor, as the engine lays it out: the whole one with DistributedDataParallel, a slice with FSDP2 and
-ZeRO. Whole tensors are the common tongue: what is saved is whole, under timm's names, and any engine on any number of ranks takes it up.
+ZeRO. Every shard is a range of the row-major flattening of a whole tensor under timm's name; in such ranges state is saved, and any
+engine on any number of ranks reads those that it needs.
 """
 
 import abc
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 
+from ...cli.errors import DataError
 from ...model_zoo.ranks import Ranks
-from .portable import Moments, Names, by_name, check_groups, group_names, portable
+from ...model_zoo.tensor_files import Stored
+from .held import Held, whole
+from .portable import Moments, Names, by_name, check_groups, group_names, portable_groups
 
 State = Mapping[str, torch.Tensor]
 
@@ -55,11 +59,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (parameter's name, its optimiser state with whole tensors); every rank takes part, one parameter at a time."""
+        """Yields (parameter's name, its optimiser state, with `Held` for tensors); the same names and keys on every rank."""
 
     @abc.abstractmethod
     def take_moments(self, moments: Moments) -> None:
-        """Takes up whole optimiser states by parameter name; those that the mapping lacks start anew."""
+        """Takes up optimiser states by parameter name, with `Stored` for tensors; those that the mapping lacks start anew."""
 
     def shards(self) -> dict[str, torch.Tensor]:
         """Returns this rank's shards of all weights and buffers; they change in place as training goes on."""
@@ -69,9 +73,17 @@ class Engine(abc.ABC):
         """Returns the whole tensor of which every rank hands in its shard; for a buffer, this rank's."""
         return shard
 
-    def shard(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """Returns this rank's shard of a whole tensor."""
-        return whole
+    def held(self, shards: State) -> dict[str, Held]:
+        """Returns the ranges that shards, the engine's own or an average's, are of the whole tensors. Buffers are rank 0's."""
+        names = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+        return {
+            name: self.place(name, shard.detach()) if name in names else Held(shard.detach(), tuple(shard.shape), by="first")
+            for name, shard in shards.items()
+        }
+
+    def place(self, name: str, shard: torch.Tensor) -> Held:
+        """Returns the range of a parameter that its shard is, on this rank."""
+        return whole(shard)
 
     def gather(self, shards: State) -> dict[str, torch.Tensor]:
         """Returns whole copies on the CPU, row-major, on rank 0, and nothing elsewhere; every rank takes part, one tensor at a time."""
@@ -82,20 +94,15 @@ class Engine(abc.ABC):
                 kept[name] = whole.to("cpu", copy=True).contiguous()
         return kept
 
-    def save(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Returns (weights and buffers, optimiser state) whole, on the CPU, on rank 0, and nothing elsewhere; every rank takes part.
+    def groups(self) -> list[dict[str, Any]]:
+        """Returns the optimiser's settings by group, with the names of each group's parameters."""
+        return portable_groups(self.optimizer, self._names)
 
-        The copies are the caller's: training may go on while they are written.
-        """
-        moments: Moments = {}
-        for name, state in self.moments():
-            if self._ranks.is_first:
-                moments[name] = {key: value.to("cpu", copy=True) if torch.is_tensor(value) else value for key, value in state.items()}
-        model = self.gather(self.shards())
-        return (model, portable(self.optimizer, self._names, moments)) if self._ranks.is_first else ({}, {})
+    def load(self, model: Mapping[str, Stored], optimizer: Mapping[str, Any]) -> None:
+        """Takes up what any engine saved, or what plain PyTorch's optimiser did; every rank reads what it holds.
 
-    def load(self, model: State, optimizer: Mapping[str, Any]) -> None:
-        """Takes up what any engine's `save` returned, or what plain PyTorch's optimiser did, on every rank.
+        Args:
+            optimizer: `groups` and `moments` as saved, or `Optimizer.state_dict`'s tree; tensors are `Stored`.
 
         Raises:
             DataError: when names or shapes are others than this model's or this optimiser's.
@@ -104,12 +111,16 @@ class Engine(abc.ABC):
         check_groups(tree, self._names)
         self.take_weights(model)
         self.take_moments(tree["state"])
-        for group, kept in zip((group for group in self.optimizer.param_groups), tree["groups"], strict=True):
+        for group, kept in zip(self.optimizer.param_groups, tree["groups"], strict=True):
             group.update({key: value for key, value in kept.items() if key != "params"})
 
-    def take_weights(self, model: State) -> None:
-        """Takes up whole weights and buffers; every name and shape must match."""
-        self.module.load_state_dict(model)
+    @torch.no_grad()
+    def take_weights(self, model: Mapping[str, Stored]) -> None:
+        """Takes up weights and buffers; every name and shape must match."""
+        ours = self.held(self.shards())
+        require_same({name: held.shape for name, held in ours.items()}, {name: stored.shape for name, stored in model.items()})
+        for name, held in ours.items():
+            held.fill(model[name])
 
     @contextlib.contextmanager
     def lend(self, shards: State | None) -> Iterator[torch.nn.Module]:
@@ -130,6 +141,13 @@ class Engine(abc.ABC):
 
     def close(self) -> None:  # noqa: B027  (most engines hold nothing)
         """Lets go of what must not outlive the run."""
+
+
+def require_same(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises DataError unless names and shapes are the model's."""
+    if found != shapes:
+        differing = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
+        raise DataError(f"weights that do not fit the model: {', '.join(differing[:3])}")
 
 
 def spare_of(module: torch.nn.Module) -> torch.nn.Module:

@@ -3,17 +3,20 @@
 Each block is gathered in float32 and computes under autocast, so its numbers are those of the plain engine but for the order of sums.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from ...model_zoo.ranks import Ranks
-from .engine import State, spare_of
+from ...model_zoo.tensor_files import Stored
+from .engine import spare_of
 from .group import close_group, open_group
+from .held import Held, whole
 from .plain import PlainEngine
 
 
@@ -87,31 +90,34 @@ class ShardedEngine(PlainEngine):
         sharded = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
         return sharded.full_tensor()
 
-    def shard(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+    def place(self, name: str, shard: torch.Tensor) -> Held:
         """Returns this rank's rows."""
-        return _local(self._placed(whole, self._tensors[name]))
-
-    def take_weights(self, model: State) -> None:
-        """Takes up whole weights, each rank its rows."""
-        spare = {name: tensor.shape for name, tensor in self._tensors.items()}
-        require_same(spare, model)
-        with torch.no_grad():
-            for name, shard in self.shards().items():
-                shard.copy_(self.shard(name, model[name]))
+        like = self._tensors[name]
+        if not isinstance(like, DTensor):
+            return whole(shard)
+        return Held(shard, tuple(like.shape), self._first_row(like) * math.prod(like.shape[1:]), "rank")
 
     def close(self) -> None:
         """Ends the process group, where one was opened for a single process."""
         if self._own_group:
             close_group()
 
-    def _gathered(self, value: Any) -> Any:
-        return value.full_tensor() if isinstance(value, DTensor) else value
+    def _held(self, name: str, value: torch.Tensor) -> Held:
+        return self.place(name, _local(value.detach())) if isinstance(value, DTensor) else whole(value)
 
-    def _placed(self, value: Any, parameter: torch.Tensor) -> Any:
-        if not (isinstance(parameter, DTensor) and torch.is_tensor(value) and value.shape == parameter.shape):
-            return value
-        whole = value.to(parameter.device).contiguous()
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)  # every rank has the whole
+    def _taken(self, name: str, stored: Stored) -> torch.Tensor:
+        like = self._tensors[name]
+        if not (isinstance(like, DTensor) and stored.shape == tuple(like.shape)):
+            return stored.whole()
+        rows = _local(like.detach())
+        held = self.place(name, rows)
+        values = stored.read(held.start, rows.numel()).view(rows.shape).to(like.device)
+        return DTensor.from_local(values, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+
+    def _first_row(self, like: DTensor) -> int:
+        """Returns the first row that this rank holds: FSDP2 cuts dimension 0 as `torch.chunk` does."""
+        assert like.placements == (Shard(0),), "fully_shard's default"
+        return min(self._ranks.rank * -(-like.shape[0] // self._ranks.world_size), like.shape[0])
 
 
 def blocks(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
@@ -121,14 +127,6 @@ def blocks(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
             yield from (member for member in child if any(True for _ in member.parameters()))
         else:
             yield from blocks(child)
-
-
-def require_same(shapes: dict[str, torch.Size], model: State) -> None:
-    """Raises RuntimeError, as `load_state_dict` does, unless names and shapes are the model's."""
-    found = {name: tensor.shape for name, tensor in model.items()}
-    if found != shapes:
-        differing = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-        raise RuntimeError(f"weights that do not fit the model: {', '.join(differing[:3])}")
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ...model_zoo.ranks import Ranks
+from ...model_zoo.tensor_files import Stored
 from .engine import Engine
+from .held import Held, whole
 from .portable import Moments
 
 
@@ -95,7 +97,7 @@ class PlainEngine(Engine):
         for parameter, name in self._order():
             state = self.optimizer.state.get(parameter)
             if state:
-                yield name, {key: self._gathered(value) for key, value in state.items()}
+                yield name, {key: self._held(name, value) if torch.is_tensor(value) else value for key, value in state.items()}
 
     def take_moments(self, moments: Moments) -> None:
         """Takes up the states, cast as PyTorch's `load_state_dict` casts them."""
@@ -105,19 +107,21 @@ class PlainEngine(Engine):
             numbers = list(range(number, number + len(group["params"])))
             number += len(numbers)
             groups.append({**group, "params": numbers})
-        for index, (parameter, name) in enumerate(ordered):
+        for index, (_, name) in enumerate(ordered):
             if name in moments:
-                state[index] = {key: self._placed(value, parameter) for key, value in moments[name].items()}
+                state[index] = {
+                    key: self._taken(name, value) if isinstance(value, Stored) else value for key, value in moments[name].items()
+                }
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _order(self) -> list[tuple[torch.Tensor, str]]:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         return list(zip(parameters, (name for members in self._names for name in members), strict=True))
 
-    def _gathered(self, value: Any) -> Any:
-        """Returns a value of the optimiser's state, whole."""
-        return value
+    def _held(self, name: str, value: torch.Tensor) -> Held:
+        """Returns what this rank holds of a tensor of a parameter's state."""
+        return whole(value)
 
-    def _placed(self, value: Any, parameter: torch.Tensor) -> Any:
-        """Returns a whole value as the optimiser holds it for `parameter`."""
-        return value
+    def _taken(self, name: str, stored: Stored) -> torch.Tensor:
+        """Returns a tensor of a parameter's state as the optimiser holds it."""
+        return stored.whole()

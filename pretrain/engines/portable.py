@@ -1,6 +1,7 @@
 """Optimiser state by parameter name: what every engine saves and takes up.
 
-{"groups": [{"params": [names], "lr": …, …}], "state": {name: {"exp_avg": whole tensor, "step": …}}}
+{"groups": [{"params": [names], "lr": …, …}], "state": {name: {"exp_avg": tensor, "step": …}}}; a tensor is what a rank holds of it
+(`Held`) when it is saved, and where it lies (`Stored`) when it is taken up.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from ...cli.errors import DataError
 Names = list[list[str]]
 """The names of each parameter group, in order; empty groups are left out."""
 
-Moments = dict[str, dict[str, Any]]
+Moments = Mapping[str, Mapping[str, Any]]
 
 
 def group_names(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Names:
@@ -23,13 +24,13 @@ def group_names(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Na
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
-def portable(optimizer: torch.optim.Optimizer, names: Names, moments: Moments) -> dict[str, Any]:
-    """Returns the optimiser's settings by group and its state by name."""
+def portable_groups(optimizer: torch.optim.Optimizer, names: Names) -> list[dict[str, Any]]:
+    """Returns the optimiser's settings by group, with the names of each group's parameters."""
     groups = []
     for group, members in zip(optimizer.param_groups, names, strict=True):
         kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
         groups.append({**kept, "params": members})
-    return {"groups": groups, "state": moments}
+    return groups
 
 
 def by_name(optimizer: Mapping[str, Any], names: Names) -> dict[str, Any]:

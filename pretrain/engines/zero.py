@@ -10,9 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ...model_zoo.tensor_files import Stored
+from .held import Held, whole
 from .portable import Moments, Names
 
-State = Mapping[str, torch.Tensor]
+Model = Mapping[str, Stored]
 
 
 class Stages(abc.ABC):
@@ -23,15 +25,15 @@ class Stages(abc.ABC):
 
     @abc.abstractmethod
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (name, state with whole tensors)."""
+        """Yields (name, state), with `Held` for tensors."""
 
     @abc.abstractmethod
     def take(self, moments: Moments) -> None:
-        """Takes up whole states; where a parameter has none, zeros."""
+        """Takes up states, with `Stored` for tensors; where a parameter has none, zeros."""
 
     @abc.abstractmethod
-    def take_weights(self, model: State) -> None:
-        """Takes up whole weights into the copies that the optimiser steps."""
+    def take_weights(self, model: Model) -> None:
+        """Takes up weights into the copies that the optimiser steps."""
 
     def _state(self, flat: torch.Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self._zero.optimizer.state.get(flat) or {}
@@ -39,20 +41,19 @@ class Stages(abc.ABC):
 
     def _fill(self, flat: torch.Tensor, members: list[str], moments: Moments) -> dict[str, torch.Tensor]:
         """Gives a flat partition the state of its members' kind, zeroed; returns the tensors that are to be filled, by key."""
-        kept = [moments[name] for name in members if name in moments]
+        first = next((name for name in members if name in moments), None)
         state = self._zero.optimizer.state[flat]
-        if not kept:
+        if first is None:
             state.clear()
             return {}
-        shape = next(self._parameters_shape(name) for name in members if name in moments)
         fillable = {}
-        for key, value in kept[0].items():
-            if torch.is_tensor(value) and value.shape == shape and value.dim():
+        for key, value in moments[first].items():
+            if isinstance(value, Stored) and value.shape == tuple(self._parameters_shape(first)) and value.shape:
                 fresh = state[key] if torch.is_tensor(state.get(key)) and state[key].shape == flat.shape else torch.empty_like(flat)
                 state[key] = fresh.detach().zero_()
                 fillable[key] = state[key]
             else:
-                state[key] = value.clone() if torch.is_tensor(value) else value
+                state[key] = value.whole() if isinstance(value, Stored) else value
         return fillable
 
     def _parameters_shape(self, name: str) -> torch.Size:
@@ -63,12 +64,12 @@ class Partitions(Stages):
     """Stages 1 and 2: a group's parameters in one line, cut in W; a rank may hold the end of one parameter and the start of the next."""
 
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (name, state): each rank adds its fragment to zeros, as bytes, so that every bit survives."""
+        """Yields (name, state), of each tensor this rank's fragment."""
         for number, members in enumerate(self._names):
             flat = self._zero.single_partition_of_fp32_groups[number]
             state = self._state(flat)
             for name in members if state else []:
-                yield name, {key: self._joined(name, value, flat) for key, value in state.items()}
+                yield name, {key: self._held(name, value, flat) for key, value in state.items()}
 
     def take(self, moments: Moments) -> None:
         """Takes up each fragment that this rank holds."""
@@ -77,45 +78,39 @@ class Partitions(Stages):
             for key, target in self._fill(flat, members, moments).items():
                 for name in members:
                     if name in moments:
-                        self._copy_fragment(name, moments[name][key], target)
+                        self._fragment(name, target).fill(moments[name][key])
 
-    def take_weights(self, model: State) -> None:
+    def take_weights(self, model: Model) -> None:
         """Takes up the float32 fragments."""
         for number, members in enumerate(self._names):
             for name in members:
-                self._copy_fragment(name, model[name], self._zero.single_partition_of_fp32_groups[number].data)
+                self._fragment(name, self._zero.single_partition_of_fp32_groups[number].data).fill(model[name])
 
-    def _joined(self, name: str, value: Any, flat: torch.Tensor) -> Any:
-        if not (torch.is_tensor(value) and value.shape == flat.shape):
+    def _held(self, name: str, value: Any, flat: torch.Tensor) -> Any:
+        if not torch.is_tensor(value):
             return value
-        parameter: Any = self._parameters[name]
-        whole = torch.zeros(parameter.numel(), dtype=value.dtype, device=parameter.device)
-        mapping = parameter._hp_mapping
-        if mapping is not None:
-            ours, theirs = mapping.hp_fragment_address, mapping.lp_fragment_address
-            whole[theirs.start : theirs.start + theirs.numel] = value[ours.start : ours.start + ours.numel].to(whole.device)
-        dist.all_reduce(whole.view(torch.uint8))
-        return whole.view(parameter.shape)
+        return self._fragment(name, value) if value.shape == flat.shape else whole(value)
 
-    def _copy_fragment(self, name: str, whole: torch.Tensor, target: torch.Tensor) -> None:
+    def _fragment(self, name: str, line: torch.Tensor) -> Held:
+        """Returns what a flat partition holds of a parameter, which may be nothing."""
         parameter: Any = self._parameters[name]
         mapping = parameter._hp_mapping
-        if mapping is not None:
-            ours, theirs = mapping.hp_fragment_address, mapping.lp_fragment_address
-            line = whole.contiguous().view(-1)
-            target[ours.start : ours.start + ours.numel].copy_(line[theirs.start : theirs.start + theirs.numel])
+        if mapping is None:
+            return Held(line[:0], tuple(parameter.shape), 0, "rank")
+        ours, theirs = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return Held(line[ours.start : ours.start + ours.numel], tuple(parameter.shape), theirs.start, "rank")
 
 
 class Slices(Stages):
     """Stage 3: each parameter is cut in W slices of P elements, the last padded; a rank's slices of a group lie in sub-groups, flat."""
 
     def moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (name, state), each tensor joined from all ranks' slices."""
+        """Yields (name, state), of each tensor this rank's slice."""
         for name in (name for members in self._names for name in members):
             flat, start, numel = self._place(name)
             state = self._state(flat)
             if state:
-                yield name, {key: self._joined(name, value, flat, start, numel) for key, value in state.items()}
+                yield name, {key: self._held(name, value, flat, start, numel) for key, value in state.items()}
 
     def take(self, moments: Moments) -> None:
         """Takes up this rank's slice of everything."""
@@ -127,25 +122,23 @@ class Slices(Stages):
                 for name in members:
                     if name in moments:
                         _, start, numel = self._place(name)
-                        target[start : start + numel].copy_(self.slice(name, moments[name][key]))
+                        self.place(name, target[start : start + numel]).fill(moments[name][key])
 
-    def take_weights(self, model: State) -> None:
+    def take_weights(self, model: Model) -> None:
         """Takes up the float32 slices, and the whole of each parameter that stage 3 keeps whole."""
         for name, parameter in self._parameters.items():
             kept: Any = parameter
             if parameter.requires_grad:
                 flat, start, numel = self._place(name)
-                flat.data[start : start + numel].copy_(self.slice(name, model[name]))
+                self.place(name, flat.data[start : start + numel]).fill(model[name])
             if parameter.numel() == kept.ds_numel and kept.ds_numel:
-                parameter.data.copy_(model[name])
+                parameter.data.copy_(model[name].whole())
 
-    def slice(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """Returns this rank's P elements of a whole tensor, padded with zeros."""
+    def place(self, name: str, part: torch.Tensor) -> Held:
+        """Returns the range that this rank's P elements are of a parameter, without their padding."""
         parameter: Any = self._parameters[name]
-        numel: int = parameter.ds_tensor.ds_numel
-        start = dist.get_rank() * numel
-        line = whole.contiguous().view(-1)[start : start + numel]
-        return torch.nn.functional.pad(line, (0, numel - line.numel())) if line.numel() < numel else line
+        start = min(dist.get_rank() * parameter.ds_tensor.ds_numel, parameter.ds_numel)
+        return Held(part[: parameter.ds_numel - start], tuple(parameter.ds_shape), start, "rank")
 
     def whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
         """Returns all ranks' slices, joined, in the parameter's shape."""
@@ -155,10 +148,10 @@ class Slices(Stages):
         dist.all_gather(list(joined.view(dist.get_world_size(), -1).unbind()), ours)
         return joined[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def _joined(self, name: str, value: Any, flat: torch.Tensor, start: int, numel: int) -> Any:
-        if not (torch.is_tensor(value) and value.shape == flat.shape):
+    def _held(self, name: str, value: Any, flat: torch.Tensor, start: int, numel: int) -> Any:
+        if not torch.is_tensor(value):
             return value
-        return self.whole(name, value[start : start + numel])
+        return self.place(name, value[start : start + numel]) if value.shape == flat.shape else whole(value)
 
     def _group(self, name: str) -> int:
         number: int = self._zero.grad_position[self._zero.get_param_id(self._parameters[name])][0]

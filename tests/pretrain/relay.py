@@ -14,13 +14,15 @@ import torch
 
 from bamboo.cli.arguments import parse
 from bamboo.model_zoo.ranks import Ranks, start_ranks
-from bamboo.pretrain.checkpoint import read_checkpoint
+from bamboo.model_zoo.tensor_files import Stored
+from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
 from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.engines.choice import check_engine
-from bamboo.pretrain.engines.portable import by_name
+from bamboo.pretrain.meeting import Meeting
 from bamboo.pretrain.pool import open_pool
 from bamboo.pretrain.run import Run
 from bamboo.pretrain.signals import StopSignals
+from bamboo.pretrain.snapshot import take_snapshot
 
 
 def main(file: Path) -> None:
@@ -47,15 +49,24 @@ def execute(job: dict[str, Any], ranks: Ranks) -> None:
 
 def compare(run: Run, path: Path, ranks: Ranks) -> None:
     """Fails unless a run that has taken up the checkpoint at `path` would save the same."""
-    run._resume()
-    model, optimizer = run._engine.save()
-    average = None if run._average.shards is None else run._engine.gather(run._average.shards)
+    position = run._resume()
+    again = CheckpointFolder(path.parents[1] / "again", keep=1)
+    saved = again.save(take_snapshot(position, run._engine, run._average, ranks, {"pinned": {}}), Meeting(ranks))
     if ranks.is_first:
-        saved = read_checkpoint(path)
-        then = by_name(saved.optimizer, [group["params"] for group in optimizer["groups"]])
-        assert not list(differences(model, saved.model)), "weights"
-        assert not list(differences(average or {}, saved.average or {})), "average"
-        assert not list(differences(optimizer, then)), list(differences(optimizer, then))[:3]
+        assert not list(differences(state(saved), state(path))), list(differences(state(saved), state(path)))[:3]
+
+
+def state(path: Path) -> dict[str, Any]:
+    """Returns weights, average and optimiser state of a checkpoint, whole."""
+    read = read_checkpoint(path)
+    return {name: whole(getattr(read, name)) for name in ("position", "model", "average", "optimizer")}
+
+
+def whole(tree: Any) -> Any:
+    """Returns a tree with its tensors read."""
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    return tree.whole() if isinstance(tree, Stored) else tree
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
