@@ -6,6 +6,7 @@ checkpoints/
 """
 
 import dataclasses
+import errno
 import functools
 import json
 import secrets
@@ -186,6 +187,9 @@ def _optimizer(tree: Mapping[str, Any], tensors: Mapping[str, Stored]) -> dict[s
 
 def _write_part(folder: Path, snapshot: Snapshot, meeting: Meeting) -> Report:
     files, ranges = {}, {}
+    if not folder.is_dir():
+        what = "rank 0's folder is not here; run.folder must lie on a file system that all ranks share"
+        raise FileNotFoundError(errno.ENOENT, what, str(folder))
     for group, pieces in snapshot.pieces.items():
         name = file_name(group, meeting.rank + 1, meeting.world_size)
         written = write_tensor_file(folder / name, {key: piece.values for key, piece in pieces.items() if piece.values.numel()})
