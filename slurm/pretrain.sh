@@ -43,7 +43,7 @@ attempt=$state/attempt-0
 while [[ -e $attempt ]]; do attempt=$state/attempt-$((${attempt##*-} + 1)); done
 mkdir "$attempt" || finish 1 "the folder of logs cannot be written"
 log_begin=$(($(stat -c %s "$logs/$job.log" 2> /dev/null || echo 0) + 1))
-cd @@{folder} || fail "the working folder is not to be found on $HOSTNAME"
+cd @@{folder} || fail "the working folder is not to be found on ${SLURMD_NODENAME:-this node}"
 
 export BAMBOO_ENDED_FILE=$state/ended.json  # rank 0 writes it last: which step, and finished or the signal that stopped the run
 export PYTHONSAFEPATH=1  # a folder here by the name of a package does not hide it
@@ -58,7 +58,7 @@ rm -f "$BAMBOO_ENDED_FILE" "$state/outcome"
 
 # Nodes know one another by SLURM's names where these resolve; what hostname says is only then a better guess. This is the job's first node.
 host=${SLURMD_NODENAME:-}
-getent hosts "$host" > /dev/null || host=$(hostname)
+getent hosts "$host" > /dev/null || host=$(uname -n)
 host=${BAMBOO_RDZV_HOST:-$host}
 port=$((20000 + SLURM_JOB_ID % 10000))
 while (exec 3<> "/dev/tcp/$host/$port") 2> /dev/null; do port=$((port + 1)); done
@@ -67,7 +67,7 @@ while (exec 3<> "/dev/tcp/$host/$port") 2> /dev/null; do port=$((port + 1)); don
 # the first node to open it, as images are not unpacked equally fast.
 on_node='
   name=${SLURMD_NODENAME:-}
-  getent hosts "$name" > /dev/null || name=$(hostname)
+  getent hosts "$name" > /dev/null || name=$(uname -n)
   export PET_LOCAL_ADDR=$name PET_LOG_DIR=$PET_LOG_DIR/node-$SLURM_NODEID
   export PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)),read_timeout=300
   exec "$@"'

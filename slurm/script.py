@@ -102,8 +102,8 @@ def _interpreter_check(job: JobSettings) -> str:
     """Returns a line that ends the job where the interpreter is not there; what a container holds is not seen from outside."""
     if job.image is not None:
         return ""
-    python = _python(job)
-    return f'command -v {shlex.quote(python)} > /dev/null || fail "no interpreter "{shlex.quote(python)}" on $HOSTNAME; see --python"'
+    python = shlex.quote(_python(job))
+    return f'command -v {python} > /dev/null || fail "no interpreter "{python}" on ${{SLURMD_NODENAME:-this node}}; see --python"'
 
 
 def _python(job: JobSettings) -> str:
