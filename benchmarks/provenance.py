@@ -39,8 +39,8 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Returns name → CPU seconds of each round, as the contenders tell them.
+def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1, unit: str = "CPU s") -> dict[str, list[float]]:
+    """Returns name → CPU seconds of each round, or what `unit` says, as the contenders tell them.
 
     A round runs every contender once, in turn, so that a busy machine slows all alike; every other round runs in reverse order.
     The first `warmup` rounds are thrown away.
@@ -49,7 +49,7 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, warmu
     for number in range(-warmup, rounds):
         for name in list(contenders)[:: -1 if number % 2 else 1]:
             used = contenders[name]()
-            sys.stderr.write(f"{'warm-up' if number < 0 else f'round {number + 1}/{rounds}'} {name}: {used:.3f} CPU s\n")
+            sys.stderr.write(f"{'warm-up' if number < 0 else f'round {number + 1}/{rounds}'} {name}: {used:.3f} {unit}\n")
             if number >= 0:
                 seconds[name].append(used)
     return seconds
@@ -91,7 +91,7 @@ def write_results(name: str, title: str, made: Mapping[str, Any], table: Sequenc
     versions = ", ".join(f"{package} {number}" for package, number in made["versions"].items())
     facts = [
         f"`{made['command']}`, {made['date']}, revision {made['revision']}",
-        f"{machine['cpus']} × {machine['cpu']}, load {machine['load_before']} before",
+        ", ".join([f"{machine['cpus']} × {machine['cpu']}, load {machine['load_before']} before", *machine.get("gpus", [])]),
         versions,
     ]
     RESULTS.mkdir(exist_ok=True)

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from provenance import best_ratio, provenance, ratios, spread, write_results
-from torch.nn.functional import cross_entropy
+from training_loops import SMOOTHING, bare_step, make_batches
 
 from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
@@ -42,7 +41,7 @@ from bamboo.pretrain.trainer import Cadence, Trainer
 
 MODELS: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny_patch16_224": {"img_size": 64}}
 SIZE, BATCH, CLASSES, LOG_EVERY = 64, 64, 100, 20
-LR, MOMENTUM, WEIGHT_DECAY, SMOOTHING = 0.01, 0.9, 5e-5, 0.1
+LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-5
 TARGET = 1.03
 
 NOTES = f"""
@@ -57,18 +56,6 @@ best steps of both loops, which other work on the machine disturbs least, but wh
 
 Target: at most {TARGET} × bare.
 """
-
-
-def make_batches(num_batches: int = 4) -> list[Batch]:
-    """Returns random batches."""
-    random = np.random.default_rng(0)
-    made = []
-    for number in range(num_batches):
-        ids = torch.arange(number * BATCH, (number + 1) * BATCH)
-        images = torch.from_numpy(random.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8))
-        labels = torch.from_numpy(random.integers(0, CLASSES, BATCH))
-        made.append(Batch(images, labels, ids, torch.ones(BATCH, dtype=torch.bool), ids))
-    return made
 
 
 def make_model(name: str) -> torch.nn.Module:
@@ -112,19 +99,7 @@ def make_bare_step(name: str) -> Callable[[Batch], None]:
     """Returns one step of the bare loop."""
     model = make_model(name)
     optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-    how = Preprocessing(image_size=SIZE)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (how.mean, how.std))
-    scale, shift = 1 / (255 * std), -mean / std
-
-    def step(batch: Batch) -> None:
-        images = batch.images.permute(0, 3, 1, 2).to(torch.float32).mul_(scale).add_(shift)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = cross_entropy(model(images), batch.labels, label_smoothing=SMOOTHING)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    return bare_step(model, optimizer, torch.device("cpu"), Preprocessing(image_size=SIZE))
 
 
 class Turns:
@@ -148,7 +123,7 @@ class Turns:
 def measure(name: str, rounds: int, folder: Path) -> dict[str, list[float]]:
     """Returns loop → CPU seconds of each step, without the first round's."""
     steps = (rounds + 1) * LOG_EVERY + 1  # the first round warms up; the last step is never asked to end
-    turns = Turns(make_batches(), make_bare_step(name))
+    turns = Turns(make_batches(BATCH, SIZE, torch.device("cpu"), CLASSES), make_bare_step(name))
     make_trainer(name, steps, folder).train(iter(turns))
     return {"bamboo": turns.ours_s[LOG_EVERY : steps - 1], "bare": turns.bare_s[LOG_EVERY : steps - 1]}
 

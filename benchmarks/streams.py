@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import webdataset
 from PIL import Image
 from torch.nn.functional import interpolate
 from torchvision import transforms
@@ -133,6 +132,8 @@ def ours(
 
 def peer(folder: Path, interpolation: str, size: int, *, floats: bool) -> Iterator[Any]:
     """Yields webdataset's batches, made with Pillow transforms."""
+    import webdataset  # who only packs pictures needs none
+
     mode = transforms.InterpolationMode(interpolation)
     crop = [transforms.RandomResizedCrop(size, SCALE, RATIO, mode), transforms.RandomHorizontalFlip(FLIP)]
     ends = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)] if floats else [transforms.PILToTensor()]
