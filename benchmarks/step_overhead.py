@@ -91,7 +91,7 @@ def make_trainer(name: str, steps: int, folder: Path) -> Trainer:
     )
 
 
-def _nothing(_: int) -> None:
+def _nothing(*_: int) -> None:
     pass
 
 
