@@ -21,7 +21,7 @@ def draw_curves(folder: Path) -> bytes:
     figure = matplotlib.figure.Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 2)
     _plot(axes[0, 0], "loss", {"train": (train, "loss"), "validation": (scored, "loss")})
-    accuracies = {"top-1": (scored, "top1"), "top-5": (scored, "top5")} if scored or not others else {}
+    accuracies = {"val top-1": (scored, "top1"), "val top-5": (scored, "top5")} if scored or not others else {}
     _plot(axes[0, 1], "accuracy", accuracies | {name: (rows, "value") for name, rows in others.items()})
     _plot(axes[1, 0], "learning rate", {"": (train, "lr")})
     _plot(axes[1, 1], "images / s", {"": (train, "images_per_s")})

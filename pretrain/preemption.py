@@ -23,7 +23,7 @@ class StopRequested(Exception):  # noqa: N818  # no error, as StopIteration is n
 
 
 class Vote:
-    """Whether all ranks stop, asked at every boundary: between steps, accumulation parts and evaluation batches.
+    """Whether all ranks stop, asked at every boundary: between steps, accumulation parts, evaluation batches and a solver's iterations.
 
     A vote is one small gloo all-reduce that runs beside the work: begun at one boundary, read at the next. Where boundaries follow
     each other quickly it is held about every quarter of a second, by the slowest rank's clock, so that all hold it at the same one.

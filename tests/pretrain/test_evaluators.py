@@ -271,13 +271,14 @@ def test_features_are_the_same_on_any_number_of_ranks(pool: Path, images: Path, 
 
 @pytest.mark.slow
 def test_values_are_the_same_on_any_number_of_ranks(pool: Path, images: Path, finished: Path, tmp_path: Path) -> None:
-    """The weights of one finished run, scored by 1, 2 and 3 ranks, and sharded by FSDP2: the same rows to the last digit."""
+    """The weights of one finished run, scored by 1, 2 and 3 ranks, and sharded by FSDP2 and ZeRO-3: the same rows to the last digit."""
     again = {name.replace(".", "__"): value for name, value in {**SHORT, **RESNET}.items()}
     chosen = evaluators(images, near=KNN, line=PROBE)
     scored = []
-    for ranks, engine in ((0, "plain"), (2, "plain"), (3, "plain"), (2, "fsdp")):
+    zero = {"engine__zero_stage": "3"}
+    for ranks, engine, more in ((0, "plain", {}), (2, "plain", {}), (3, "plain", {}), (2, "fsdp", {}), (2, "deepspeed", zero)):
         folder = shutil.copytree(finished, tmp_path / f"{ranks}-{engine}")
-        train(pool, folder, ranks, evaluators=chosen, engine__kind=engine, **again)
+        train(pool, folder, ranks, evaluators=chosen, engine__kind=engine, **more, **again)
         scored.append([found(row) for row in rows_of(folder) if row["name"] != "val"])
     assert [row["name"] for row in scored[0]] == ["near", "line"]
     assert all(rows == scored[0] for rows in scored[1:])

@@ -38,6 +38,23 @@ def test_a_resumed_run_appends_and_its_rows_win(tmp_path: Path) -> None:
     assert json.loads(lines[2])["loss"] == 3
 
 
+def test_rows_of_several_evaluators(tmp_path: Path) -> None:
+    """Rows of two evaluators and of a log that named none, some repeated by a resumed run: the last of each name and step, by step."""
+    log = JsonLines(tmp_path)
+    for step, name, value in ((2, None, 0.1), (2, "near", 0.2), (4, "near", 0.3), (4, "val", 0.4), (2, "near", 0.5), (3, "line", 0.6)):
+        log.write({"kind": "eval", "step": step, "value": value, **({"name": name} if name else {})})
+    log.close()
+    assert [(entry["step"], entry["name"], entry["value"]) for entry in read_log(tmp_path, "eval", "near")] == [
+        (2, "near", 0.5),
+        (4, "near", 0.3),
+    ]
+    assert [entry["value"] for entry in read_log(tmp_path, "eval", "val")] == [0.1, 0.4]
+    assert len(read_log(tmp_path, "eval")) == 5
+    point = {"kind": "eval", "step": 4, "dataset": "dtd", "value": 0.3, "chosen": {"k": 1.0}}
+    assert scalars({**point, "name": "near"}) == {"eval/near/value": 0.3}
+    assert scalars({**point, "name": "val"}) == {"eval/value": 0.3}
+
+
 def test_curves_are_a_picture(tmp_path: Path) -> None:
     """A PNG, with and without evaluation rows."""
     log = JsonLines(tmp_path)
@@ -45,7 +62,11 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
         log.write(row(step, 1 / step))
     assert draw_curves(tmp_path).startswith(b"\x89PNG")
     log.write({"kind": "eval", "step": 49, "loss": 0.1, "top1": 0.5, "top5": 1.0})
+    log.write({"kind": "eval", "step": 49, "name": "near", "error": "the features are all equal"})
     assert draw_curves(tmp_path) == (tmp_path / "curves.png").read_bytes()
+    before = draw_curves(tmp_path)
+    log.write({"kind": "eval", "step": 49, "name": "near", "value": 0.25})
+    assert draw_curves(tmp_path) != before
 
 
 def test_tensorboard_keeps_one_curve(tmp_path: Path) -> None:
