@@ -290,7 +290,7 @@ def test_two_ranks_stop_inside_an_evaluation(pool: Path, images: Path, tmp_path:
     always = {"every": "1 steps"}
     chosen = evaluators(images, near={**KNN, **always}, line={**PROBE, **always}, sgd={**PROBE, **always, "protocol": "dino-linear"})
     settings = {**RESNET, "run.duration": "3 steps", "run.eval_every": "1 steps", "run.eval_batch_size": "16", "evaluators": chosen}
-    process = start(2, options(pool, tmp_path, settings))
+    process = start(2, options(pool, tmp_path, settings), (), "bamboo.pretrain.launch")  # whose exit code is the ranks'
     wait_for_step(process, tmp_path, 1)  # what follows is an evaluation of some seconds: 25,000 steps of SGD
     time.sleep(1)
     os.kill(rank_processes(process)[1], signal.SIGUSR1)
