@@ -89,6 +89,8 @@ class Vote:
 
     def _any_works(self, group: dist.ProcessGroup, works: bool) -> bool:
         """Returns whether any rank is at work; a boundary of all ranks, with its vote on the same paper."""
+        if self._tell is not None:
+            self._tell("waiting")  # first: a rank that is late has told of fewer boundaries than those that wait for it
         self._read()
         paper = torch.tensor([int(works), self._signals.number])
         dist.all_reduce(paper, op=dist.ReduceOp.MAX, group=group)
