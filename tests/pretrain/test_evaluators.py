@@ -286,10 +286,9 @@ def test_values_are_the_same_on_any_number_of_ranks(pool: Path, images: Path, fi
 
 @pytest.mark.slow
 def test_two_ranks_stop_inside_an_evaluation(pool: Path, images: Path, tmp_path: Path) -> None:
-    """SIGUSR1 to one rank of two while they evaluate after every step: both end with 75; resumed, each due evaluation has one row."""
-    always = {"every": "1 steps"}
-    chosen = evaluators(images, near={**KNN, **always}, line={**PROBE, **always}, sgd={**PROBE, **always, "protocol": "dino-linear"})
-    settings = {**RESNET, "run.duration": "3 steps", "run.eval_every": "1 steps", "run.eval_batch_size": "16", "evaluators": chosen}
+    """SIGUSR1 to one rank of two while they evaluate after the last step: both end with 75; resumed, each evaluation has one row."""
+    chosen = evaluators(images, near=KNN, line=PROBE, sgd={**PROBE, "protocol": "dino-linear"})
+    settings = {**RESNET, "run.duration": "1 steps", "run.eval_batch_size": "16", "evaluators": chosen}
     process = start(2, options(pool, tmp_path, settings), (), "bamboo.pretrain.launch")  # whose exit code is the ranks'
     wait_for_step(process, tmp_path, 1)  # what follows is an evaluation of some seconds: 25,000 steps of SGD
     time.sleep(1)
@@ -301,7 +300,7 @@ def test_two_ranks_stop_inside_an_evaluation(pool: Path, images: Path, tmp_path:
     train(pool, tmp_path, 2, **{name.replace(".", "__"): value for name, value in settings.items()})
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     told = sorted((line["step"], line["name"]) for line in lines if line["kind"] == "eval")
-    assert told == sorted((step, name) for step in (1, 2, 3) for name in ("line", "near", "sgd", "val"))
+    assert told == [(1, "line"), (1, "near"), (1, "sgd"), (1, "val")]
 
 
 def work_on_rank(rank: int, world_size: int, port: int, out: Path) -> None:
