@@ -26,17 +26,17 @@ from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, O
 
 FOLDER_NAME = "late"
 _WORDS = {
-    DATA: "waits for a batch",
-    TRANSFER: "moves a batch to the device",
-    FORWARD: "is in the forward pass",
-    BACKWARD: "is in the backward pass",
-    OPTIMIZER: "is in the optimiser's step",
-    AVERAGE: "averages weights",
-    LOGGING: "reads the figures of a log line",
-    VOTE: "waits for the vote on stopping",
-    EVALUATION: "evaluates",
-    SAVING: "saves",
-    "": "is outside of any step",
+    DATA: "waiting for a batch",
+    TRANSFER: "moving a batch to the device",
+    FORWARD: "in the forward pass",
+    BACKWARD: "in the backward pass",
+    OPTIMIZER: "in the optimiser's step",
+    AVERAGE: "averaging weights",
+    LOGGING: "reading the figures of a log line",
+    VOTE: "waiting for the vote on stopping",
+    EVALUATION: "evaluating",
+    SAVING: "saving",
+    "": "outside of any step",
 }
 _OF_A_STEP = frozenset((DATA, TRANSFER, FORWARD, BACKWARD, OPTIMIZER, AVERAGE, LOGGING, VOTE))
 _LEAST_GRACE_S, _MOST_GRACE_S = 2.0, 10.0
@@ -61,7 +61,7 @@ class Whereabouts:
     pid: int
 
     def describe(self) -> str:
-        """Returns it as the end of a sentence."""
+        """Returns what it does, and in which step."""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{_WORDS.get(self.operation, self.operation)}{detail}, step {self.step}"
 
@@ -220,14 +220,14 @@ class Board:
 
 def late(mine: Whereabouts, found: Mapping[int, Whereabouts], world_size: int) -> str:
     """Returns what is said of a rank that is late: where it is, where the others are, and whom they wait for."""
-    lines = [f"rank {mine.rank} (node {mine.host}, process {mine.pid}) {mine.describe()}, for {mine.for_s:.0f} s"]
+    lines = [f"rank {mine.rank} (node {mine.host}, process {mine.pid}): {mine.describe()}, for {mine.for_s:.0f} s"]
     groups: dict[str, list[Whereabouts]] = {}
     for rank in sorted(found):
         if rank != mine.rank:
             groups.setdefault(found[rank].describe(), []).append(found[rank])
     for words, members in groups.items():
         longest = max(member.for_s for member in members)
-        lines.append(f"  {_ranks([member.rank for member in members])} {words}, for {longest:.0f} s")
+        lines.append(f"  {_ranks([member.rank for member in members])}: {words}, for {longest:.0f} s")
     silent = sorted(set(range(world_size)) - found.keys())
     if silent:
         lines.append(f"  no word from {_ranks(silent)}: dead, frozen, or cut off from the run folder")
@@ -242,7 +242,7 @@ def _culprit(found: Mapping[int, Whereabouts], silent: list[int]) -> str:
     if len(behind) < len(found):
         first = behind[0]
         who = ", ".join(f"rank {where.rank} on {where.host}" for where in behind)
-        return f"→ {who} {first.describe()}: the others have passed that and wait for it"
+        return f"→ {who}, {first.describe()}: the others have passed that and wait for it"
     if silent:
         return f"→ all that answered are at the same place; {_ranks(silent)} did not answer, and will be what they wait for"
     return "→ all ranks are at the same place: what hangs is what they do together there, or the network between them"

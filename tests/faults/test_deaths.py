@@ -47,7 +47,7 @@ def test_how_it_died(code: int, kernel: bool, words: str) -> None:
     assert words in text
     assert "its last words: logs/1/stderr.log" in text
     assert "restart 1 of 2, from the checkpoint after step 20" in text
-    assert ("ranks 0 failed on their own" in text) == (code < 0)
+    assert ("rank 0 failed by itself" in text) == (code < 0)
     assert "no restarts were asked for" in tell(deaths, restart=0, max_restarts=0, step=None)
     assert "the same command goes on from the start" in tell(deaths, restart=0, max_restarts=0, step=None)
 
@@ -73,7 +73,7 @@ def test_a_rank_is_killed_and_all_go_on(pool: Path, tmp_path: Path, engine: dict
     train(pool, tmp_path / "whole", 2, **whole)
     folder = tmp_path / "killed"
     process = start(2, options(pool, folder, {**SETTINGS, **engine}), ["--max-restarts", "1"], LAUNCHER)
-    wait_for_step(process, folder, random.randint(6, 25))
+    wait_for_step(process, folder, random.randint(10, 25))
     victim = random.choice(rank_processes(process))
     os.kill(victim, signal.SIGKILL)
     killed = time.time()
@@ -82,10 +82,10 @@ def test_a_rank_is_killed_and_all_go_on(pool: Path, tmp_path: Path, engine: dict
     told = re.search(r"bamboo pretrain: rank \d \(node \S+, local rank \d, process (\d+)\) was killed", output)
     assert told, output
     assert int(told[1]) == victim
-    promised = re.search(r"restart 1 of 1, from the checkpoint after step (\d+)", output)
+    promised = re.search(r"restart 1 of 1, from the (?:checkpoint after step (\d+)|start)", output)
     assert promised, output
     again = [row for row in read_log(folder, "start") if row["time"] > killed]
-    assert [row["step"] for row in again] == [int(promised[1])]
+    assert [row["step"] for row in again] == [int(promised[1] or 0)]
     assert trace(folder) == trace(tmp_path / "whole")
 
 

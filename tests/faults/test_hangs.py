@@ -29,7 +29,7 @@ def test_one_process_that_hangs_in_its_loader(pool: Path, tmp_path: Path) -> Non
     """A process whose third batch never comes ends with 1 soon after the limit, names the operation, and shows where each thread stands."""
     code, output = hang(pool, tmp_path, "loader", 3, {"health.step_s": "2"}, 1)
     assert code == 1, output
-    told = re.search(r"rank 0 \(node \S+, process \d+\) waits for a batch, step 3, for (\d+) s\n", output)
+    told = re.search(r"rank 0 \(node \S+, process \d+\): waiting for a batch, step 3, for (\d+) s\n", output)
     assert told, output
     assert 2 <= int(told[1]) <= 7
     assert "health.step_s=2" in output
@@ -40,10 +40,10 @@ def test_one_process_that_hangs_in_its_loader(pool: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("where", "step", "words"),
     [
-        ("loader", 4, "waits for a batch, step 4"),
-        ("forward", 4, "is in the forward pass, step 4"),
-        ("loader", 1, "waits for a batch, step 1"),
-        ("evaluation", 1, r"evaluates \(batch \d+\), step 2"),
+        ("loader", 4, "waiting for a batch, step 4"),
+        ("forward", 4, "in the forward pass, step 4"),
+        ("loader", 1, "waiting for a batch, step 1"),
+        ("evaluation", 1, r"evaluating \(batch \d+\), step 2"),
     ],
 )
 def test_a_rank_that_hangs(pool: Path, tmp_path: Path, where: str, step: int, words: str) -> None:
@@ -51,7 +51,7 @@ def test_a_rank_that_hangs(pool: Path, tmp_path: Path, where: str, step: int, wo
     long = {"health.first_step_s": "8"} if step == 1 else {}
     code, output = hang(pool, tmp_path, where, step, {**long, "run.eval_every": "2 steps"}, 2)
     assert code == 1, output
-    assert re.search(rf"→ rank 1 on \S+ {words}: the others have passed that and wait for it", output), output
+    assert re.search(rf"→ rank 1 on \S+, {words}: the others have passed that and wait for it", output), output
 
 
 @pytest.mark.slow

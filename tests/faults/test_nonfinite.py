@@ -20,7 +20,7 @@ from tests.pretrain.relay import differences
 from tests.pretrain.test_engines import ENGINES, MODELS
 
 SETTINGS = {
-    "run.duration": "6 steps",
+    "run.duration": "8 steps",
     "run.checkpoint_every": "2 steps",
     "run.keep_checkpoints": "9",
     "run.log_every": "2 steps",
@@ -28,15 +28,17 @@ SETTINGS = {
     "run.accumulate": "2",
     "health.nonfinite": "skip",
 }
+FAULTS = {1: "loss", 3: "value", 4: "gradient", 8: "loss"}
 FUSED = {"optimizer.args": "{fused: true}"}
 
 Job = dict[str, Any]
 
 
-def job(pool: Path, folder: Path, how: str, steps: Sequence[int], settings: dict[str, str], rank: int = 1) -> Job:
+def job(pool: Path, folder: Path, faults: dict[int, str], settings: dict[str, str], rank: int = 1) -> Job:
     """Returns a job of `tests.pretrain.poisoned`."""
     arguments = options(pool, folder, {**SETTINGS, **settings})
-    return {"arguments": arguments, "folder": str(folder), "source": "", "step": 0, "how": how, "steps": list(steps), "rank": rank}
+    named = {str(step): how for step, how in faults.items()}
+    return {"arguments": arguments, "folder": str(folder), "source": "", "step": 0, "faults": named, "rank": rank}
 
 
 def endings(tmp_path: Path, jobs: list[Job], num_ranks: int = 2, timeout_s: float = 240) -> list[list[str]]:
@@ -80,18 +82,15 @@ def all_finite(folder: Path) -> bool:
 
 
 def check_skips(pool: Path, tmp_path: Path, names: Sequence[str], settings: dict[str, str], num_ranks: int) -> None:
-    """Fails unless runs of these engines with NaN in step 1 and 3, 4 equal runs that never had those steps."""
-    cases = [(name, how, steps) for name in names for how, steps in (("loss", (1, 3, 4)), ("gradient", (4,)))]
+    """Fails unless runs of these engines with steps that are not finite equal runs that never had those steps."""
     jobs = []
-    for name, how, steps in cases:
-        for kind in (how, "absent"):
-            folder = tmp_path / f"{name} {how} {kind}"
-            jobs.append(job(pool, folder, kind, steps, {**settings, **ENGINES[name]}, rank=num_ranks - 1))
+    for name in names:
+        for kind, faults in (("faulty", FAULTS), ("absent", dict.fromkeys(FAULTS, "absent"))):
+            jobs.append(job(pool, tmp_path / f"{name} {kind}", faults, {**settings, **ENGINES[name]}, rank=num_ranks - 1))
     assert endings(tmp_path, jobs, num_ranks) == [["done"] * num_ranks] * len(jobs)
-    for name, how, steps in cases:
-        check_equal(tmp_path / f"{name} {how} {how}", tmp_path / f"{name} {how} absent")
-        skipped = [row["skipped"] for row in read_log(tmp_path / f"{name} {how} {how}", "train")]
-        assert skipped == [sum(2 * line < step <= 2 * line + 2 for step in steps) for line in range(3)]
+    for name in names:
+        check_equal(tmp_path / f"{name} faulty", tmp_path / f"{name} absent")
+        assert [row["skipped"] for row in read_log(tmp_path / f"{name} faulty", "train")] == [1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("settings", [MODELS["ResNet"], FUSED], ids=["host", "fused"])
@@ -113,7 +112,7 @@ def test_every_engine_skips(pool: Path, tmp_path: Path, model: str, clip: dict[s
 def test_every_engine_stops(pool: Path, tmp_path: Path, how: str) -> None:
     """NaN on rank 1 in step 3, saved after every other: each engine ends on both ranks, by name, and checkpoint 2 stays the newest."""
     stop = {**MODELS["ResNet"], "health.nonfinite": "stop", "run.log_every": "4 steps", "optimizer.clip_norm": "1.0"}
-    jobs = [job(pool, tmp_path / name, how, [3], {**stop, **engine}) for name, engine in ENGINES.items()]
+    jobs = [job(pool, tmp_path / name, {3: how}, {**stop, **engine}) for name, engine in ENGINES.items()]
     for name, ended in zip(ENGINES, endings(tmp_path, jobs), strict=True):
         assert ended[0] == ended[1], name
         assert ended[0].startswith("DataError: step 3: " if how == "loss" else "DataError: step "), ended[0]
@@ -124,11 +123,11 @@ def test_every_engine_stops(pool: Path, tmp_path: Path, how: str) -> None:
         assert all_finite(tmp_path / name)
 
 
-@pytest.mark.parametrize("settings", [{"run.log_every": "1 steps"}, {"run.log_every": "6 steps"}], ids=["line", "save"])
+@pytest.mark.parametrize("settings", [{"run.log_every": "1 steps"}, {"run.log_every": "8 steps"}], ids=["line", "save"])
 def test_one_process_stops(pool: Path, tmp_path: Path, settings: dict[str, str]) -> None:
     """NaN in step 3: the run ends at the next line or save, naming step, rank and that batch's samples; checkpoint 2 stays the newest."""
     stop = {"health.nonfinite": "stop", "run.accumulate": "1", **settings}
-    jobs = [job(pool, tmp_path / "nan", "loss", [3], stop, rank=0), job(pool, tmp_path / "none", "none", [], stop)]
+    jobs = [job(pool, tmp_path / "nan", {3: "loss"}, stop, rank=0), job(pool, tmp_path / "none", {}, stop)]
     (ended,), (done,) = endings(tmp_path, jobs, 1)
     assert done == "done"
     assert ended.startswith("DataError: step 3: ")
@@ -144,7 +143,8 @@ def test_one_process_stops(pool: Path, tmp_path: Path, settings: dict[str, str])
 def test_too_many_in_a_row(pool: Path, tmp_path: Path) -> None:
     """Three skipped steps in a row end a run with max_nonfinite=3; two, one and two do not."""
     most = {"health.max_nonfinite": "3", "run.duration": "8 steps"}
-    jobs = [job(pool, tmp_path / "row", "loss", [2, 3, 4], most, 0), job(pool, tmp_path / "apart", "loss", [1, 2, 4, 6, 7], most, 0)]
+    cases = (("row", (2, 3, 4)), ("apart", (1, 2, 4, 6, 7)))
+    jobs = [job(pool, tmp_path / name, dict.fromkeys(steps, "loss"), most, 0) for name, steps in cases]
     (row,), (apart,) = endings(tmp_path, jobs, 1)
     assert row.startswith("DataError: step ")
     assert "3 steps in a row" in row

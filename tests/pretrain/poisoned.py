@@ -1,12 +1,12 @@
 """Runs several jobs, some with a fault, in one set of ranks: `torchrun … -m tests.pretrain.poisoned JOBS.json`.
 
-A fault makes one rank's loss, or only its gradient, NaN in some steps; or leaves those steps out altogether, on every rank, which is
-what a skipped step is to equal. How each job ended is written to `ending-JOB-RANK.txt` beside the jobs.
+Faults make one rank's loss, only its gradient, or only the loss's value not finite in some steps; or leave those steps out altogether, on
+every rank, which is what a skipped step is to equal. How each job ended is written to `ending-JOB-RANK.txt` beside the jobs.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,28 @@ from tests.pretrain.relay import execute
 
 
 @contextmanager
-def fault(how: str, steps: list[int], rank: int) -> Iterator[None]:
-    """Puts a fault into every trainer: "loss", "gradient", "absent" or "none", in these steps (counted from 1)."""
+def fault(faults: Mapping[str, str], rank: int) -> Iterator[None]:
+    """Puts faults into every trainer: step (counted from 1) → "loss", "gradient", "value" or "absent"."""
     part_loss, whole_step = Trainer._part_loss, Trainer.step
 
     def faulty_loss(self: Trainer, batch: Any, rows: slice, step: int) -> torch.Tensor:
         loss = part_loss(self, batch, rows, step)
-        if step + 1 not in steps or self.ranks.rank != rank:
-            return loss
-        # the root of a zero is finite, and its slope is not
-        return loss * torch.nan if how == "loss" else loss + torch.sqrt(loss * 0)
+        how = faults.get(str(step + 1)) if self.ranks.rank == rank else None
+        if how == "value":
+            return loss + torch.inf  # whose slope is zero
+        if how == "gradient":
+            return loss + torch.sqrt(loss * 0)  # a root, whose slope is not finite where it is zero
+        return loss * torch.nan if how == "loss" else loss
 
     def absent_step(self: Trainer, batch: Any, step: int) -> Any:
-        if step + 1 not in steps:
+        if faults.get(str(step + 1)) != "absent":
             return whole_step(self, batch, step)
         norm = torch.tensor(torch.nan)
         return torch.zeros(()), norm, self.health.nonfinite.made(norm)
 
     with pytest.MonkeyPatch.context() as patch:
-        if how in ("loss", "gradient"):
-            patch.setattr(Trainer, "_part_loss", faulty_loss)
-        if how == "absent":
-            patch.setattr(Trainer, "step", absent_step)
+        patch.setattr(Trainer, "_part_loss", faulty_loss)
+        patch.setattr(Trainer, "step", absent_step)
         yield
 
 
@@ -57,7 +57,7 @@ def main(file: Path) -> None:
 
 def ending(job: dict[str, Any], ranks: Ranks) -> str:
     """Runs one job; returns how it ended."""
-    with fault(job["how"], job["steps"], job["rank"]):
+    with fault(job["faults"], job["rank"]):
         try:
             execute(job, ranks)
         except BambooError as error:

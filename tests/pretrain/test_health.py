@@ -67,8 +67,8 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def make_trainer(optimizer: OptimizerSettings, health: HealthSettings, clip: float | None, reads: Reads) -> Trainer:
-    ranks, lengths = start_ranks("cpu"), Lengths(100, 4, total_steps=STEPS)
+def make_trainer(optimizer: OptimizerSettings, health: HealthSettings, clip: float | None, reads: Reads, steps: int = STEPS) -> Trainer:
+    ranks, lengths = start_ranks("cpu"), Lengths(100, 4, total_steps=steps)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 3))
     made = create_optimizer(model, optimizer)
@@ -83,7 +83,7 @@ def make_trainer(optimizer: OptimizerSettings, health: HealthSettings, clip: flo
         ranks=ranks,
         logger=Loggers([]),
         meter=Meter(4, lambda step: 1.0, 1.0),
-        cadence=Cadence(STEPS, 4, (), 0),
+        cadence=Cadence(steps, 4, (), 0),
         seed=0,
         global_batch_size=4,
         accumulate=1,
@@ -95,8 +95,8 @@ def make_trainer(optimizer: OptimizerSettings, health: HealthSettings, clip: flo
     )
 
 
-def batches() -> Iterator[Batch]:
-    for number in range(STEPS):
+def batches(steps: int = STEPS) -> Iterator[Batch]:
+    for number in range(steps):
         ids = torch.arange(4) + 4 * number
         yield Batch(torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8), ids % 3, ids, torch.ones(4, dtype=torch.bool), ids)
 
@@ -181,6 +181,22 @@ def test_garbage_is_collected_on_schedule() -> None:
     assert gc.get_freeze_count() == 0
 
 
+def test_a_schedule_lets_nothing_grow() -> None:
+    """150 steps of training with a collection every 10: as many objects after the last collections as after the early ones."""
+    trainer = make_trainer(OptimizerSettings(name="adamw"), HealthSettings(gc_every=10), None, Reads(), steps=150)
+    living = []
+
+    def watched() -> Iterator[Batch]:
+        for number, batch in enumerate(batches(150)):
+            if number % 10 == 1:  # the step after a collection, with as many steps in the tally
+                living.append(len(gc.get_objects()))
+            yield batch
+
+    trainer.train(watched())
+    assert len(living) == 15
+    assert max(living[10:]) <= max(living[2:5]) + 30
+
+
 def test_no_schedule_leaves_python_its_own() -> None:
     """gc_every=0 touches nothing."""
     with Collector(0) as collector:
@@ -207,11 +223,11 @@ def test_the_culprit_is_the_rank_behind_all_others() -> None:
     found = {0: where(0, "backward", 17, 103), 1: where(1, "data", 17, 100), 3: where(3, "backward", 17, 103)}
     text = late(found[0], found, 4)
     assert text.splitlines() == [
-        "rank 0 (node node0, process 1000) is in the backward pass, step 17, for 12 s",
-        "  rank 1 waits for a batch, step 17, for 12 s",
-        "  rank 3 is in the backward pass, step 17, for 12 s",
+        "rank 0 (node node0, process 1000): in the backward pass, step 17, for 12 s",
+        "  rank 1: waiting for a batch, step 17, for 12 s",
+        "  rank 3: in the backward pass, step 17, for 12 s",
         "  no word from rank 2: dead, frozen, or cut off from the run folder",
-        "→ rank 1 on node0 waits for a batch, step 17: the others have passed that and wait for it",
+        "→ rank 1 on node0, waiting for a batch, step 17: the others have passed that and wait for it",
     ]
     del found[1]
     assert "ranks 1-2 did not answer" in late(found[0], found, 4)
