@@ -71,11 +71,7 @@ def tell(deaths: Sequence[Death], *, restart: int, max_restarts: int, step: int 
     logs = [death.log for death in first if death.log]
     lines.append(f"its last words: {', '.join(logs)}" if logs else "its last words, if any, stand above")
     others = sorted(death.rank for death in deaths if death not in first)
-    failed = (
-        f"; rank{'s' * (len(others) > 1)} {', '.join(map(str, others))} failed by {'themselves' if len(others) > 1 else 'itself'}, as it was gone"
-        if others
-        else ""
-    )
+    failed = f"; rank{'s' * (len(others) > 1)} {', '.join(map(str, others))} had failed already, as it was gone" if others else ""
     lines.append(f"the other ranks of this node were ended because of it{failed}")
     since = "from the start, as nothing is saved yet" if step is None else f"from the checkpoint after step {step}"
     if restart:
