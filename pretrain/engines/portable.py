@@ -25,10 +25,13 @@ def group_names(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Na
 
 
 def portable_groups(optimizer: torch.optim.Optimizer, names: Names) -> list[dict[str, Any]]:
-    """Returns the optimiser's settings by group, with the names of each group's parameters."""
+    """Returns the optimiser's settings by group, with the names of each group's parameters.
+
+    Tensors among them (LAMB counts a group's steps in one) are copies: training may go on while they are written.
+    """
     groups = []
     for group, members in zip(optimizer.param_groups, names, strict=True):
-        kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        kept = {key: _copied(value) for key, value in group.items() if key not in ("params", "param_names")}
         groups.append({**kept, "params": members})
     return groups
 
@@ -57,3 +60,7 @@ def check_groups(tree: Mapping[str, Any], names: Names) -> None:
         differing = sorted({name for group in saved for name in group} ^ {name for group in names for name in group})
         what = f"parameters {', '.join(differing[:3])}" if differing else "the same parameters in other groups"
         raise DataError(f"optimiser state of {what}; the model or the optimiser's settings are others than this run's")
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) else value

@@ -39,6 +39,7 @@ SETTINGS = {
     "run.ema_decay": "0.9",
     "run.accumulate": "2",
     "data.repeats": "2",
+    "model.drop_path": "0.3",
     "changes": CHANGES,
 }
 COMPARED = ("step", "samples", "loss", "grad_norm", "lr", "stream")
