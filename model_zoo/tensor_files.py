@@ -82,7 +82,7 @@ class TensorFile:
         self.path = path
         self._file: io.BufferedReader | None = None
         self._header: dict[str, Any] = {}
-        self._data = 0  # where the tensors' bytes begin
+        self._data = self._size = 0  # where the tensors' bytes begin, and how long the file is
 
     def read(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], start: int, numel: int) -> torch.Tensor:
         """Returns elements [start, start + numel) of a tensor that must have this dtype and shape.
@@ -133,14 +133,15 @@ class TensorFile:
             header = None
         if not isinstance(header, dict):
             raise DataError(f"{self.path}: damaged: its safetensors header cannot be read")
-        self._header, self._data = header, 8 + num_bytes
+        self._header, self._data, self._size = header, 8 + num_bytes, size
 
     def _place(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
         entry = self._header.get(name)
         try:
             begin, end = entry["data_offsets"]  # type: ignore[index]  # None is a TypeError too
             is_right = entry["dtype"] == DTYPE_NAMES[dtype] and tuple(entry["shape"]) == shape  # type: ignore[index]  # as above
-            is_right = is_right and begin >= 0 and end - begin == math.prod(shape) * dtype.itemsize
+            is_right = is_right and type(begin) is type(end) is int and begin >= 0 and self._data + end <= self._size
+            is_right = is_right and end - begin == math.prod(shape) * dtype.itemsize
         except (TypeError, KeyError, ValueError):
             is_right = False
         if not is_right:

@@ -20,7 +20,7 @@ import bamboo.pretrain.checkpoint
 from bamboo.cli.errors import DataError
 from bamboo.datasets.atomic import sha256_json
 from bamboo.model_zoo.run_checkpoints import RunCheckpoint
-from bamboo.model_zoo.tensor_files import FileFacts
+from bamboo.model_zoo.tensor_files import FileFacts, TensorFile
 from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
 from bamboo.pretrain.engines.held import Held
 from bamboo.pretrain.plain_values import from_plain, to_plain
@@ -366,6 +366,17 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     before = path.stat().st_ino
     assert save_all(folder, snapshots(3, 3)) == [path] * 3
     assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("offsets", [[0, 1 << 50], [1 << 50, (1 << 50) + 24], [0.0, 24.0], [24, 0], "x", None])
+def test_a_header_that_promises_too_much(tmp_path: Path, offsets: object) -> None:
+    """Offsets beyond the file, or no offsets at all: refused by the tensor's name before anything is allocated."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 48] if offsets == [0, 1 << 50] else [6], "data_offsets": offsets}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    shape = (1 << 48,) if offsets == [0, 1 << 50] else (6,)
+    with pytest.raises(DataError, match=r"x\.safetensors: holds no F32 tensor w "):
+        TensorFile(path).read("w", torch.float32, shape, 0, shape[0])
 
 
 def test_a_hostile_pickle_is_refused(tmp_path: Path) -> None:
