@@ -22,14 +22,17 @@ from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.batches import RunBatches
 from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.engines.choice import open_engine
+from bamboo.pretrain.health import Health
+from bamboo.pretrain.health_config import HealthSettings
 from bamboo.pretrain.log import JsonLines, read_log
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
-from bamboo.pretrain.optimizer import create_optimizer, create_schedule
+from bamboo.pretrain.optimizer import create_optimizer
 from bamboo.pretrain.phases import plan_phases
 from bamboo.pretrain.pool import open_pool
 from bamboo.pretrain.preemption import Vote
 from bamboo.pretrain.sampling import open_plan
+from bamboo.pretrain.schedule import create_schedule
 from bamboo.pretrain.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 
@@ -101,6 +104,7 @@ class BambooLoop:
             evaluate=_nothing,
             save=_nothing,
             vote=Vote(StopSignals(), ranks),
+            health=Health(HealthSettings(gc_every=0), ranks),  # a round begins the training anew, and would collect each time
         )
 
     def round(self, num_steps: int) -> None:
