@@ -23,7 +23,6 @@ from bamboo.pretrain.batches import RunBatches
 from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.engines.choice import open_engine
 from bamboo.pretrain.health import Health
-from bamboo.pretrain.health_config import HealthSettings
 from bamboo.pretrain.log import JsonLines, read_log
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
@@ -104,7 +103,7 @@ class BambooLoop:
             evaluate=_nothing,
             save=_nothing,
             vote=Vote(StopSignals(), ranks),
-            health=Health(HealthSettings(gc_every=0), ranks),  # a round begins the training anew, and would collect each time
+            health=Health(config.health, ranks, folder),
         )
 
     def round(self, num_steps: int) -> None:
