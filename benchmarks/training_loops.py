@@ -1,5 +1,6 @@
 """The loops that train one model on the same images: bamboo's trainer, timm's benchmark step, and the barest one."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -107,9 +108,11 @@ class BambooLoop:
         )
 
     def round(self, num_steps: int) -> None:
-        """Makes so many steps, and logs the last."""
+        """Makes so many steps, and logs the last; the training does not end there, which would have its state looked over and saved."""
         start, self._done = self._done, self._done + num_steps
-        dataclasses.replace(self._trainer, cadence=Cadence(self._done, 0, (), 0)).train(self._batches, start)
+        trainer = dataclasses.replace(self._trainer, cadence=Cadence(_ENDLESS, self._done, (), 0))
+        with contextlib.suppress(StopIteration):
+            trainer.train(itertools.islice(self._batches, num_steps), start)
 
     def data_waits(self, num_rounds: int) -> list[float]:
         """Returns the share of the time spent waiting for batches in each of the last rounds."""
