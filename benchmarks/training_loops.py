@@ -203,6 +203,7 @@ def settings(case: Case, ranks: Ranks, folder: Path, shards: Path, workers: int)
         "data": {"train": [str(shards)], "image_size": case.image_size, "workers": workers},
         "objective": {"label_smoothing": SMOOTHING},
         "optimizer": {**case.optimizer, "schedule": "constant"},
+        "health": {"gc_every": 0},  # each round would begin with a collection, a run's training does once
         "run": {
             "folder": str(folder),
             "duration": f"{_ENDLESS} steps",
