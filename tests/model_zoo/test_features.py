@@ -156,8 +156,8 @@ def test_equal_tensors_in_another_network(pool: Path, tmp_path: Path) -> None:
 class ThreadRanks(Ranks):
     """Ranks that are threads of this process."""
 
-    meeting: threading.Barrier
-    said: list[str]
+    meeting: threading.Barrier = dataclasses.field(kw_only=True)
+    said: list[str] = dataclasses.field(kw_only=True)
 
     def barrier(self) -> None:
         """Waits for every thread."""
@@ -186,7 +186,7 @@ def test_a_late_rank_beside_another_job(pool: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Backbone, "to", late)
     monkeypatch.setattr(features_module, "_WORD_EVERY_S", 0.05)
     networks = [open_backbone("untrained:test_resnet", image_size=32) for _ in range(2)]
-    ranks = [ThreadRanks(rank, rank, 2, torch.device("cpu"), meeting, said) for rank in range(2)]
+    ranks = [ThreadRanks(rank, rank, 2, torch.device("cpu"), meeting=meeting, said=said) for rank in range(2)]
     lock = filelock.FileLock(folder / ".lock")
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         with lock:
