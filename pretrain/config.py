@@ -29,12 +29,20 @@ class ModelSettings:
     """Further arguments of timm.create_model, e.g. {img_size: 64, patch_size: 8}."""
     drop_path: Fraction = 0.0
     """Stochastic depth rate."""
+    drop_path_even: bool = False
+    """Stochastic depth at that rate in every block, as DeiT III has it; false: rising to it from 0 in the first block."""
     channels_last: bool = True
     """Channels-last weights and activations (faster for convolutions)."""
     compile: bool = False
     """torch.compile."""
     checkpoint_activations: bool = False
     """Keep the activations of block borders only, and compute the others again in the backward pass: less memory, a third more time."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        if self.drop_path_even and not self.drop_path:
+            return ["drop_path_even=true: nothing is left out with drop_path=0; raise that, or leave it out"]
+        return []
 
 
 @settings

@@ -19,6 +19,7 @@ from .batches import RunBatches
 from .checkpoint import CheckpointFolder, read_checkpoint
 from .config import PretrainSettings
 from .deadline import Deadlines
+from .drop_path import even_drop_path
 from .engines.choice import open_engine
 from .evaluators.evaluations import Evaluations, intervals
 from .evaluators.opened import Downstream
@@ -63,6 +64,8 @@ class Run:
         self._normalize = Normalize(preprocessing_of(config.data)).to(ranks.device)
         torch.manual_seed(config.run.seed)
         model = create_model(config.model.name, num_classes=len(pool.train.class_names), **self._model_args())
+        if config.model.drop_path_even:
+            even_drop_path(model, config.model.drop_path, config.model.name)
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]  # torch's stub lacks it
         every = max(pool.lengths.steps(config.run.keep_every), 1) if config.run.keep_every else 0

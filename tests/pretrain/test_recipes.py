@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bamboo.cli.arguments import parse
 from bamboo.cli.config import build, dump, load, to_yaml
 from bamboo.cli.main import main
-from bamboo.model_zoo.backbone import open_backbone
+from bamboo.model_zoo.backbone import create_model, open_backbone
 from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.log import read_log
+from bamboo.pretrain.optimizer import create_optimizer
 from bamboo.slurm.job_settings import SubmitSettings
 from bamboo.slurm.script import render_job
 
@@ -65,6 +67,62 @@ def test_every_command_of_a_header_fits_its_recipe(name: str, monkeypatch: pytes
         parts = num_ranks * config.run.accumulate * (2 if config.mixes else 1)
         assert config.run.global_batch_size % parts == 0, (words, parts)
         assert config.run.global_batch_size % config.data.repeats == 0
+
+
+DEIT_III: dict[str, Any] = {
+    "loss": "bce",
+    "bce_threshold": 0.0,
+    "label_smoothing": 0.0,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "switch_prob": 0.5,
+    "augment": "three",
+    "erase": 0.0,
+    "scale": [0.08, 1.0],
+    "interpolation": "bicubic",
+    "eval_crop": 1.0,
+    "repeats": 3,
+    "drop_path_even": True,
+    "duration": "800 epochs",
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "warmup": "5 epochs",
+    "warmup_lr": 1e-06,
+    "min_lr": 1e-05,
+}
+"""The commands of its repository; its engine sets every target above 0 to 1, and its --min-lr is 1e-5 unless given."""
+PAPERS: dict[str, dict[str, Any]] = {
+    "resnet50_90": {"lr": 0.4, "warmup_lr": 0.1, "warmup": "5 epochs", "weight_decay": 1e-4, "global_batch_size": 1024},
+    "resnet50_300": {"lr": 5e-3, "weight_decay": 0.02, "drop_path": 0.05, "mixup": 0.1, "cutmix": 1.0, "eval_crop": 0.95, "repeats": 3},
+    "resnet101_ml_images": {"lr": 0.08, "warmup": "8 epochs", "warmup_lr": 0.01, "warmup_rate": 1.297, "weight_decay": 1e-4},
+    "vit_small": {**DEIT_III, "lr": 4e-3, "drop_path": 0.05, "image_size": 224},
+    "vit_base": {**DEIT_III, "lr": 3e-3, "drop_path": 0.2, "image_size": 192},
+    "vit_large": {**DEIT_III, "lr": 3e-3, "drop_path": 0.45, "image_size": 192},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_its_paper_says(name: str) -> None:
+    """The settings against the papers' tables and the commands and defaults of their repositories."""
+    tree = dump(load(PretrainSettings, FILES[name], {}))
+    found = {key: value for section in ("model", "data", "objective", "optimizer", "run") for key, value in tree[section].items()}
+    assert {key: found[key] for key in PAPERS[name]} == PAPERS[name]
+
+
+@pytest.mark.parametrize(("name", "nesterov"), [("resnet50_90", True), ("resnet101_ml_images", False)])
+def test_momentum_is_the_papers(name: str, nesterov: bool) -> None:
+    """Goyal et al. have Nesterov's momentum, TensorFlow's MomentumOptimizer has not unless told."""
+    optimizer = create_optimizer(torch.nn.Linear(2, 2), load(PretrainSettings, FILES[name], {}).optimizer)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert all(group["nesterov"] is nesterov and group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_layer_scale_begins_where_deit_has_it() -> None:
+    """1e-4, the default of its repository's models; timm's is 1e-6."""
+    model = load(PretrainSettings, FILES["vit_small"], {}).model
+    gammas = [weight for key, weight in create_model(model.name, **model.args).named_parameters() if key.endswith("gamma")]
+    assert len(gammas) == 24
+    assert all((gamma == 1e-4).all() for gamma in gammas)
 
 
 @pytest.mark.parametrize("name", RECIPES)
