@@ -23,6 +23,11 @@ def _check(text: str) -> str:
     return text
 
 
+def is_nothing(duration: str) -> bool:
+    """Whether a duration is 0, whatever its unit."""
+    return not _parse(duration)[0]
+
+
 Duration = Annotated[str, AfterValidator(_check)]
 """A duration as a setting; the unit makes it exactly one of the four."""
 

@@ -102,6 +102,11 @@ def test_a_cosine_ends_at_its_least_rate() -> None:
         ({"decay_at": ["3 epochs"]}, "decay_at=['3 epochs']: schedule=cosine does not use it"),
         ({"decay_at": ["3 epochs"], "schedule": "step", "decay_every": "2 epochs"}, "takes the place of decay_every=2 epochs"),
         ({"warmup_every": "3 steps"}, "a linear warm-up has no stairs"),
+        ({"decay_every": "3 epochs"}, "decay_every=3 epochs: schedule=cosine has no stairs"),
+        ({"decay_rate": 0.5, "schedule": "constant"}, "decay_rate=0.5: schedule=constant has no stairs"),
+        ({"min_lr": 1e-5, "schedule": "step"}, "min_lr=1e-05: schedule=step does not use it"),
+        ({"warmup_lr": 0.1}, "warmup_lr=0.1: there is no warm-up with warmup=0 epochs"),
+        ({"warmup_rate": 1.3, "warmup": "0.0 %"}, "warmup_rate=1.3: there is no warm-up with warmup=0.0 %"),
     ],
 )
 def test_settings_that_nothing_uses_are_refused(settings: dict[str, Any], said: str) -> None:
