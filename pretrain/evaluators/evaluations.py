@@ -23,7 +23,8 @@ from ..curves import draw_curves
 from ..duration import Lengths
 from ..engines.engine import Engine
 from ..evaluator_config import VAL
-from ..log import Logger, read_log
+from ..log import Logger
+from ..loggers.scalars import written_before
 from ..preemption import Vote
 from ..trainer import Cadence
 from .classify import evaluate, share_buffers
@@ -94,13 +95,19 @@ class Evaluations:
             StopRequested: as `after`.
         """
         due = self._due(step) if step else []
-        told = {row["name"] for row in read_log(self.config.run.folder, "eval") if row["step"] == step} if self.ranks.is_first else set()
+        told = self._told(step) if self.ranks.is_first else set()
         missing: list[str] = json.loads(self.ranks.from_first(json.dumps([name for name in due if name not in told])))
         self._carry_out(step, missing)
 
     def values(self, step: int) -> dict[str, float]:
         """Returns what the evaluators found after this very step, by name, on rank 0."""
         return dict(self._values.get(step, {}))
+
+    def _told(self, step: int) -> set[str]:
+        """Returns who has a row of this step; one by a start that went further than the run now stands is of weights that are no more."""
+        return {
+            row.get("name", VAL) for row in written_before(self.config.run.folder, step) if row["kind"] == "eval" and row["step"] == step
+        }
 
     def _due(self, step: int) -> list[str]:
         return [name for name, every in self.every.items() if self.cadence.due(every, step)]

@@ -136,6 +136,22 @@ def test_a_stop_inside_an_evaluation(
         assert trace(folder) == trace(tmp_path / "whole")
 
 
+def test_a_row_of_weights_that_are_no_more_counts_for_nothing(pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed start left a row of step 3; the next one, from step 1, is stopped in its own evaluation of step 3: that is made up for."""
+    settings = {**SHORT, "run.duration": "3 steps", "run.checkpoint_every": "1 steps"}
+    boundaries = Boundaries(monkeypatch)
+    boundaries.at = 4  # three steps and the first of the evaluation's batches
+    assert main(["pretrain", *options(pool, tmp_path, settings)]) == EXIT_RESUMABLE
+    assert boundaries.places[-1] == "evaluation"
+    boundaries.at = -1
+    log = tmp_path / "log.jsonl"
+    stale = [{"kind": "start", "step": 0}, {"kind": "eval", "step": 3, "name": "val", "top1": -1.0}, {"kind": "start", "step": 1}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in stale) + log.read_text())
+    for _ in range(2):  # and once told, it is not told again
+        assert main(["pretrain", *options(pool, tmp_path, settings)]) == 0
+    assert [json.loads(line)["top1"] >= 0 for line in log.read_text().splitlines() if '"eval"' in line] == [False, True]
+
+
 def test_what_does_not_fit_is_told_before_anything_is_touched(
     pool: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
