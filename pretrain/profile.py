@@ -74,6 +74,11 @@ class Profile:
         """Ends a profile that was cut short, and adds the table of the whole training."""
         self._end()
         elapsed_s = time.perf_counter() - self._began
+        if self._ranks.is_first and "num_steps" not in self._report:
+            warmup = self._settings.warmup
+            sys.stderr.write(
+                f"bamboo: --profile: no step came after profiling.warmup={warmup}, so there is no trace; lower it, or train on\n"
+            )
         self._report["whole"] = {name: {"count": count, "seconds": seconds} for name, (count, seconds) in self._clock.items()}
         write_json(self._name.with_suffix(".json"), self._report)
         write_text(self._name.with_suffix(".md"), f"{self._text}{_whole_table(self._clock, elapsed_s)}")

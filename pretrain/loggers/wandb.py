@@ -63,9 +63,13 @@ class Wandb:
         if self._run is None:
             return
         is_offline = self._run.offline
-        self._known: Mapping[str, Any] = {} if is_offline else dict(self._run.summary)
-        self._run.define_metric("step", hidden=True)
-        self._run.define_metric("*", step_metric="step")
+        self._known: Mapping[str, Any] = {}
+        try:
+            self._known = {} if is_offline else dict(self._run.summary)
+            self._run.define_metric("step", hidden=True)
+            self._run.define_metric("*", step_metric="step")
+        except Exception as error:  # noqa: BLE001  # as in write
+            self._give_up(error)
         for row in written_before(folder, step):
             self.write(row)
         if is_offline and self._run is not None:

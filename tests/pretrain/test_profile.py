@@ -104,14 +104,15 @@ def test_a_profile_changes_no_number(pool: Path, tmp_path: Path, capsys: pytest.
     assert {"forward", "backward"} <= {event["name"].removeprefix("bamboo.") for event in read_trace(folder / "rank-0.trace.json.gz")}
 
 
-def test_a_profile_cut_short_is_written(pool: Path, tmp_path: Path) -> None:
-    """A run that ends inside of the profile, and one that ends before it: the steps there were, and the host's clock alone."""
+def test_a_profile_cut_short_is_written(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that ends inside of the profile, and one that ends before it: the steps there were, and the host's clock alone, with why."""
     for name, duration, num_steps in (("inside", "4 steps", 2), ("before", "1 steps", None)):
         arguments = options(pool, tmp_path / name, {"run.duration": duration, "profiling.warmup": "2", "profiling.steps": "9"})
         assert main(["pretrain", *arguments, "--profile"]) == 0
         report = json.loads((tmp_path / name / "profile" / "rank-0.json").read_bytes())
         assert report.get("num_steps") == num_steps
         assert report["whole"]["forward"]["count"] == int(duration.split()[0])
+        assert ("no step came after profiling.warmup=2" in capsys.readouterr().err) == (num_steps is None)
 
 
 def test_what_is_profiled_needs_a_profile(pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,25 @@ def test_the_server_gets_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Monke
     assert [entry["step"] for entry in beyond.logged] == [13]
 
 
+def test_a_process_that_dies_as_the_run_is_opened_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """wandb's process gone between `init` and the first row: said once, and rows are passed over."""
+
+    class Gone(ServersRun):
+        def define_metric(self, *_: Any, **__: Any) -> None:
+            raise BrokenPipeError("the service process is gone")
+
+    gone = Gone({})
+    monkeypatch.setattr(Wandb, "_open", lambda *_, **__: gone)
+    JsonLines(tmp_path).write(row(1, 0.5))
+    logger = Wandb(tmp_path, "auto", WandbSettings(), "c0ffee", {}, 1)
+    logger.write(row(2, 0.5))
+    logger.close()
+    assert gone.logged == []
+    assert capsys.readouterr().err.count("the service process is gone; no more rows go to wandb") == 1
+
+
 def test_a_broken_server_means_offline_in_bounded_time(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
