@@ -1,4 +1,4 @@
-"""Every command that README.md shows: it parses as bash, its verb, target, options and configs exist; and the configs' headers."""
+"""Every command that README.md and docs/ show: it parses as bash, its verb, target, options and configs exist; and the configs' headers."""
 
 import importlib
 import re
@@ -30,6 +30,12 @@ def fenced(text: str) -> list[str]:
         lines = textwrap.dedent(body).splitlines()
         bodies.append("\n".join(line[2:] for line in lines if line.startswith("$ ")) if language == "console" else "\n".join(lines))
     return bodies
+
+
+def indented(text: str) -> str:
+    """Returns the indented lines that begin with a program of ours, of a Markdown text; those with an ellipsis are no whole commands."""
+    lines = re.findall(r"^ {4}((?:bamboo|make|torchrun|python -m) .*)$", text, flags=re.MULTILINE)
+    return "\n".join(line for line in lines if "…" not in line)
 
 
 def commands(script: str) -> Iterator[list[str]]:
@@ -82,7 +88,8 @@ def _check_verb(argv: list[str], house: Any, verb_settings: dict[str, type]) -> 
         return f"no verb {argv[:1]}"
     two, one = " ".join(argv[:2]), argv[0]
     if two in verb_settings:
-        return _check_options(verb_settings[two], argv[2:], house)
+        behind = argv[argv.index("--") + 1 :] if one == "slurm" and "--" in argv else []  # what stands there is pretraining's
+        return _check_options(verb_settings[two], argv[2:], house) or (_check_options(verb_settings["pretrain"], behind, house))
     return _check_options(verb_settings[one], argv[1:], house) if one in verb_settings else f"no command {two}"
 
 
@@ -94,7 +101,7 @@ def _check_options(cls: type, argv: list[str], house: Any) -> str | None:
         overrides = {key: known[key].parse(text) for key, text in given.items()}
         for key, value in overrides.items():
             pydantic.TypeAdapter(known[key].annotation).validate_json(pydantic.TypeAdapter(Any).dump_json(value), strict=True)
-        if len(words) > len(known):
+        if len(words) > len(known) and "arguments" not in known:
             return f"too many words: {words}"
         if config is not None and "/" in config:  # FILE and the like stand for the reader's own
             if not (house.root / config).is_file():
@@ -117,6 +124,21 @@ def test_every_command_of_the_readme_parses(house: Any, verb_settings: dict[str,
         for words in commands(script):
             if (problem := check(words, house, verb_settings)) is not None:
                 wrong.append(f"{shlex.join(words)}\n  {problem}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_command_of_the_docs_parses(house: Any, verb_settings: dict[str, type]) -> None:
+    """As above, for the indented and the fenced commands of every page of docs/."""
+    wrong, found = [], 0
+    for file in house.files:
+        if file.parts[0] != "docs" or file.suffix != ".md":
+            continue
+        for script in (indented(house.text(file)), *fenced(house.text(file))):
+            for words in commands(script):
+                found += 1
+                if (problem := check(words, house, verb_settings)) is not None:
+                    wrong.append(f"{file}: {shlex.join(words)}\n  {problem}")
+    assert found > 20
     assert not wrong, "\n".join(wrong)
 
 
@@ -162,6 +184,9 @@ def test_every_config_loads_and_its_command_names_it(house: Any, verb_settings: 
         ("bamboo pretrain --data.workers two", "valid integer"),
         ("torchrun --nproc-per-node 2 -m bamboo.pretrain \\\n  --config FILE --data.workers 0", None),
         ("torchrun -m bamboo.pretraining --config FILE", "no module"),
+        ("bamboo slurm submit --nodes 2 -- --config FILE --run.folder x", None),
+        ("bamboo slurm submit --nodes 2 -- --config FILE --run.foldr x", "unknown option --run.foldr"),
+        ("bamboo slurm submit --node_s 2 -- --config FILE", "unknown option --node_s"),
         ("cd elsewhere; ls -l | wc", None),
     ],
 )
@@ -170,6 +195,14 @@ def test_the_check_finds_what_it_looks_for(line: str, said: str | None, house: A
     problems = [problem for words in commands(line) if (problem := check(words, house, verb_settings))]
     assert bool(problems) == bool(said), problems
     assert said is None or said in problems[0]
+
+
+def test_indented_commands_are_found() -> None:
+    """A command among other indented lines, and one that is not whole."""
+    assert (
+        indented("a\n\n    bamboo pretrain --config F  # go\n    run: start\n    bamboo slurm submit … -- …\nbamboo\n")
+        == "bamboo pretrain --config F  # go"
+    )
 
 
 def test_fenced_blocks_are_found() -> None:
