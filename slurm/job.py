@@ -22,6 +22,7 @@ _SHOWN_PROBLEMS = 5
 def render(settings: RenderSettings) -> int:
     """Carries out `bamboo slurm render` and returns the exit code."""
     cells = _cells(settings)
+    _refuse_another_sweep(settings)
     settings.out.write_text(render_job(settings, Path.cwd(), cells))
     settings.logs_folder.mkdir(parents=True, exist_ok=True)  # SLURM fails a job whose log it cannot open, without a word
     if cells:
@@ -63,13 +64,13 @@ def submit_job(settings: SubmitSettings) -> int:
 
 
 def _submit_sweep(settings: SubmitSettings, cells: Sequence[Cell]) -> int:
+    _refuse_another_sweep(settings)
     logs = settings.logs_folder
     finished = {cell for cell in cells if is_finished(logs / cell.name)}
     queue = queued() if any(job_of(logs / cell.name) for cell in cells) else {}
     waiting = {cell for cell in cells if cell not in finished and job_of(logs / cell.name) in queue}
     due = [cell for cell in cells if cell not in finished and cell not in waiting]
     rest = f"{len(finished)} of {len(cells)} cells are finished, {len(waiting)} in the queue"
-    _refuse_another_sweep(settings)
     if due:
         if settings.check:
             _check(settings, due)

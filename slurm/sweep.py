@@ -24,7 +24,7 @@ class Cell:
     number: int
     """Its place in the sweep, from 0: the number of its task."""
     name: str
-    """Its settings in short, `lr=0.001,seed=0`; a function of them alone, so that a sweep that grows keeps its runs."""
+    """Its settings by name, `optimizer.lr=0.001,run.seed=0`; a function of them alone, so that a sweep that grows keeps its runs."""
     overrides: tuple[str, ...]
     """Its settings as options of bamboo pretrain, `--optimizer.lr=0.001`."""
 
@@ -51,9 +51,7 @@ def read_sweep(file: Path) -> tuple[Cell, ...]:
         if not isinstance(key, str) or key in _OURS:
             reason = "is given by --runs and the cell's name" if key == "run.folder" else "is no setting to sweep over"
             raise UserError(f"--sweep={file}: {key} {reason}; leave it out")
-    shared = collections.Counter(key.rpartition(".")[2] for key in keys)
-    short = {key: last if shared[last := key.rpartition(".")[2]] == 1 else key for key in keys}
-    cells = [Cell(number, _name(row, short), _options(row)) for number, row in enumerate(rows)]
+    cells = [Cell(number, _name(row), _options(row)) for number, row in enumerate(rows)]
     (name, count), *_ = collections.Counter(cell.name for cell in cells).most_common(1)
     if count > 1:
         raise UserError(f"--sweep={file}: holds {name} {count} times; leave the others out")
@@ -77,9 +75,9 @@ def _spelled(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _name(row: Mapping[str, Any], short: Mapping[str, str]) -> str:
-    """Returns the settings as the name of a folder; where that does not tell all of them, with a hash behind."""
-    spelled = [(short[key], _spelled(value)) for key, value in row.items()]
+def _name(row: Mapping[str, Any]) -> str:
+    """Returns the settings, in whatever order, as the name of a folder; where that does not tell all of them, with a hash behind."""
+    spelled = sorted((key, _spelled(value)) for key, value in row.items())
     plain = ",".join(f"{key}={re.sub(r'[^A-Za-z0-9.+_-]+', '-', text)}" for key, text in spelled)
     if plain == ",".join("=".join(pair) for pair in spelled) and len(plain) <= _LONGEST_NAME:
         return plain

@@ -224,7 +224,7 @@ def test_a_sweep_of_which_one_cell_fails(
     def told() -> str:
         return "".join(path.read_text() for path in sorted(Path("runs/slurm").glob("*.log")))
 
-    runs = [Path(f"runs/seed={seed}") for seed in (0, 1)]
+    runs = [Path(f"runs/run.seed={seed}") for seed in (0, 1)]
     until(lambda: has_trained(runs[1], 5), told)
     subprocess.run(["scancel", "--batch", "--signal=USR1", f"{job}_2"], check=True)
     until(lambda: not queued(), told)
@@ -237,9 +237,9 @@ def test_a_sweep_of_which_one_cell_fails(
     for folder in runs:
         assert [row["step"] for row in read_log(folder, "train")] == list(range(1, LAST_OF_SWEEP + 1))
     rows = [line.split(maxsplit=4) for line in lines[1:4]]
-    assert rows[0][:3] == ["name=no_such_model", "failed", "1"]
+    assert rows[0][:3] == ["model.name=no_such_model", "failed", "1"]
     assert "failed with exit code 1: bamboo pretrain:" in lines[1]
-    assert rows[1:] == [[f"seed={seed}", "finished", str(LAST_OF_SWEEP), attempts] for seed, attempts in ((0, "1"), (1, "2"))]
+    assert rows[1:] == [[f"run.seed={seed}", "finished", str(LAST_OF_SWEEP), attempts] for seed, attempts in ((0, "1"), (1, "2"))]
     assert lines[4] == "3 cells: 1 failed, 2 finished"
 
 

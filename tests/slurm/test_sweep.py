@@ -25,8 +25,8 @@ def read(folder: Path, text: str) -> tuple[Cell, ...]:
 def test_a_grid_has_every_combination(tmp_path: Path) -> None:
     """Names and options of a grid by hand; `1e-3` is a number, a list and a mapping are JSON, which YAML reads."""
     cells = read(tmp_path, "optimizer.lr: [1e-3, 3e-4]\nrun.seed: [0, 1]\n")
-    assert [cell.name for cell in cells] == ["lr=0.001,seed=0", "lr=0.001,seed=1", "lr=0.0003,seed=0", "lr=0.0003,seed=1"]
-    assert cells[2] == Cell(2, "lr=0.0003,seed=0", ("--optimizer.lr=0.0003", "--run.seed=0"))
+    assert [cell.name for cell in cells] == [f"optimizer.lr={lr},run.seed={seed}" for lr in ("0.001", "0.0003") for seed in (0, 1)]
+    assert cells[2] == Cell(2, "optimizer.lr=0.0003,run.seed=0", ("--optimizer.lr=0.0003", "--run.seed=0"))
     (cell,) = read(tmp_path, "model.args: [{img_size: 64}]\nmodel.compile: [true]\n")
     assert cell.overrides == ('--model.args={"img_size": 64}', "--model.compile=true")
 
@@ -43,15 +43,26 @@ def test_grids_against_itertools(tmp_path_factory: pytest.TempPathFactory, axes:
 
 
 def test_a_list_has_a_cell_for_each(tmp_path: Path) -> None:
-    """Settings whose last words are the same are named in full, in every cell."""
-    cells = read(tmp_path, "- {model.name: resnet50, run.seed: 0}\n- {optimizer.name: lamb}\n")
-    assert [cell.name for cell in cells] == ["model.name=resnet50,seed=0", "optimizer.name=lamb"]
+    """Names and options by hand."""
+    cells = read(tmp_path, "- {run.seed: 0, model.name: resnet50}\n- {optimizer.name: lamb}\n")
+    assert [cell.name for cell in cells] == ["model.name=resnet50,run.seed=0", "optimizer.name=lamb"]
+    assert cells[0].overrides == ("--run.seed=0", "--model.name=resnet50")
+
+
+def test_a_sweep_that_grows_keeps_its_runs(tmp_path: Path) -> None:
+    """Cells of another setting with the same last word, and settings in another order: the names of before."""
+    first = "- {model.name: resnet50, run.seed: 0}\n"
+    (before,) = read(tmp_path, first)
+    assert [cell.name for cell in read(tmp_path, f"{first}- {{optimizer.name: lamb}}\n")] == [before.name, "optimizer.name=lamb"]
+    assert read(tmp_path, "- {run.seed: 0, model.name: resnet50}\n")[0].name == before.name
+    grid, turned = (read(tmp_path, text) for text in ("a.x: [1, 2]\nb.x: [3]\n", "b.x: [3]\na.x: [2, 1]\n"))
+    assert {cell.name for cell in grid} == {cell.name for cell in turned}
 
 
 def test_names_are_plain_and_tell_cells_apart(tmp_path: Path) -> None:
     """Values that make no folder's name are written without their signs and with a hash; long ones are cut. A cell's name is its own."""
     cells = read(tmp_path, "data.train: [/data/a, 'data a', [x]]\n")
-    assert [cell.name.rpartition(",")[0] for cell in cells] == ["train=-data-a", "train=data-a", "train=-x"]
+    assert [cell.name.rpartition(",")[0] for cell in cells] == ["data.train=-data-a", "data.train=data-a", "data.train=-x"]
     assert len({cell.name for cell in cells}) == 3
     assert read(tmp_path, "data.train: ['data a']\n")[0].name == cells[1].name
     (long,) = read(tmp_path, f"model.name: [{'x' * 300}]\n")
@@ -70,7 +81,8 @@ def test_names_are_plain_and_tell_cells_apart(tmp_path: Path) -> None:
         ("optimizer.lr: []", "must be a list"),
         ("run.folder: [a, b]", "run.folder is given by --runs"),
         ("dry_run: [true]", "no setting to sweep over"),
-        ("run.seed: [0, 0]", "holds seed=0 2 times"),
+        ("run.seed: [0, 0]", "holds run.seed=0 2 times"),
+        ("- {run.seed: 0, model.name: a}\n- {model.name: a, run.seed: 0}\n", "holds model.name=a,run.seed=0 2 times"),
         ("run.seed: [0", "not readable as YAML"),
     ],
 )
@@ -113,7 +125,7 @@ def test_a_second_submission_leaves_out_what_is_done_or_queued(
     """Of four cells one is finished, one is in the queue, one failed and one is new: an array of the last two; then all are done."""
     monkeypatch.chdir(tmp_path)
     Path("sweep.yaml").write_text("run.seed: [0, 1, 2, 3]\n")
-    states = [Path(f"runs/slurm/seed={seed}") for seed in range(4)]
+    states = [Path(f"runs/slurm/run.seed={seed}") for seed in range(4)]
     for seed, state in enumerate(states[:3]):
         state.mkdir(parents=True)
         (state / "job").write_text(f"9_{seed}\n")
@@ -131,6 +143,10 @@ def test_a_second_submission_leaves_out_what_is_done_or_queued(
     assert "nothing to submit: 4 of 4 cells are finished" in capsys.readouterr().out
     assert main([*submit[:3], "--logs", "runs/slurm", "--check", "false", "--sweep", "sweep.yaml", "--runs", "others", "--", "x"]) == 2
     assert "holds the logs of another sweep" in capsys.readouterr().err
+    another = ["--out", "job.sh", "--logs", "runs/slurm", "--sweep", "sweep.yaml", "--runs", "others", "--", "x"]
+    assert main(["slurm", "render", *another]) == 2
+    assert "holds the logs of another sweep" in capsys.readouterr().err
+    assert not Path("job.sh").exists()
 
 
 def test_dry_run_lists_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,12 +156,12 @@ def test_dry_run_lists_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     how = ["--sweep", "sweep.yaml", "--runs", "runs", "--", "--config", "a file.yaml"]
     assert main(["slurm", "submit", "--dry-run", *how]) == 0
     found = capsys.readouterr()
-    folder = f"--run.folder={tmp_path}/runs/seed=1"
+    folder = f"--run.folder={tmp_path}/runs/run.seed=1"
     assert shlex.split(found.err.splitlines()[1]) == ["1", "bamboo", "pretrain", "--config", "a file.yaml", "--run.seed=1", folder]
     assert not Path("runs").exists()
     assert main(["slurm", "render", "--out", "job.sh", *how]) == 0
     assert Path("job.sh").read_text() == found.out
-    assert json.loads(Path("runs/slurm/sweep.json").read_text())["cells"] == ["seed=0", "seed=1"]
+    assert json.loads(Path("runs/slurm/sweep.json").read_text())["cells"] == ["run.seed=0", "run.seed=1"]
 
 
 def test_the_arguments_of_every_cell_are_tried(
@@ -158,7 +174,7 @@ def test_the_arguments_of_every_cell_are_tried(
     monkeypatch.setenv("PATH", put_programs(tmp_path, {"sbatch": f"touch {tmp_path}/submitted; echo 7"}))
     assert main(["slurm", "submit", "--sweep", "sweep.yaml", "--runs", "runs", "--", *arguments]) == 2
     said = capsys.readouterr().err
-    assert "lr=-1: settings is not valid:\n  optimizer.lr=-1" in said
-    assert "lrr=1: unknown option --optimizer.lrr; did you mean 'optimizer.lr'?" in said
-    assert "seed=0:" not in said
+    assert "optimizer.lr=-1: settings is not valid:\n  optimizer.lr=-1" in said
+    assert "optimizer.lrr=1: unknown option --optimizer.lrr; did you mean 'optimizer.lr'?" in said
+    assert "run.seed=0:" not in said
     assert not (tmp_path / "submitted").exists()
