@@ -101,8 +101,17 @@ class CheckpointFolder:
             if not fault:
                 return path
             if ranks.is_first:
-                sys.stderr.write(f"{fault}; going back to the checkpoint before\n")
+                sys.stderr.write(f"{fault}; passed over\n")
         return None
+
+    def refuse_loss(self, ranks: Ranks = ALONE) -> None:
+        """Raises DataError where there are checkpoints, as when none of them is whole: a run that began anew would replace them."""
+        found = int(ranks.from_first(str(len(self._by_age())) if ranks.is_first else ""))
+        if found:
+            raise DataError(
+                f"{self._folder}: none of its {found} checkpoints is whole on all ranks, and the run does not begin anew in their place; "
+                "see that every node has run.folder, or move them away, or give another run.folder"
+            )
 
     def _begin(self, final: Path) -> Path | None:
         """Returns the folder to write into, or None where the checkpoint is there and whole."""
@@ -128,20 +137,23 @@ class CheckpointFolder:
             shutil.rmtree(final)
         publish_folder(temporary, final)
         write_text(self._folder / "latest", final.name + "\n")
-        self._drop()
+        self._drop(final)
         fsync_folder(self._folder)
 
     def _by_age(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*"), reverse=True)
+        return sorted(
+            (path for path in self._folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()), key=_step, reverse=True
+        )
 
-    def _drop(self) -> None:
-        paths = self._by_age()
+    def _drop(self, newest: Path) -> None:
+        # Later ones are damaged: the run went back to one before them. They count for nothing, and are replaced when their step comes.
+        paths = [path for path in self._by_age() if _step(path) <= _step(newest)]
         kept = set(paths[: self._keep])
         if self._best:
             scored = [(score, path) for path in paths if (score := _score(path, self._best_by)) is not None]
             kept |= {path for _, path in sorted(scored, reverse=True)[: self._best]}
         if self._every:
-            kept |= {path for path in paths if int(path.name.removeprefix("step-")) % self._every == 0}
+            kept |= {path for path in paths if _step(path) % self._every == 0}
         for path in paths:
             if path not in kept:
                 shutil.rmtree(path)
@@ -226,6 +238,15 @@ def _fault(path: Path, ranks: Ranks) -> str:
     except (OSError, KeyError, TypeError, AttributeError) as error:
         return f"{path}: damaged ({type(error).__name__}: {error})"
     return f"{path}: {fault}" if fault else ""
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a name is a checkpoint's, and not that of a copy that somebody has made."""
+    return path.name.removeprefix("step-").isdecimal()
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _score(path: Path, evaluator: str) -> float | None:

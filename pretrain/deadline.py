@@ -141,9 +141,14 @@ class Deadlines:
         self._since = time.monotonic()
 
     def _watch(self, every_s: float) -> None:
+        marks, for_s, looked = self._marks, 0.0, time.monotonic()
         while not self._stop.wait(every_s):
-            marks, (name, limit_s) = self._marks, self.limit()
-            if limit_s and time.monotonic() - self._since > limit_s and marks == self._marks:
+            now = time.monotonic()
+            # A look counts for two at most: a job that was suspended (SIGSTOP, a virtual machine put to sleep) has not been late meanwhile.
+            for_s = for_s + min(now - looked, 2 * every_s) if marks == self._marks else 0.0
+            marks, looked = self._marks, now
+            name, limit_s = self.limit()
+            if limit_s and for_s > limit_s and marks == self._marks:
                 self._give_up(name, limit_s)
                 return
 

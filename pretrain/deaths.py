@@ -82,15 +82,23 @@ def tell(deaths: Sequence[Death], *, restart: int, max_restarts: int, step: int 
     return "bamboo pretrain: " + ";\n  ".join(lines) + "\n"
 
 
-def newest_step(argv: Sequence[str]) -> int | None:
-    """Returns the step of the newest checkpoint of the run that torchrun's arguments describe; None: none, or not to be known."""
+def run_folder(argv: Sequence[str]) -> Path | None:
+    """Returns the folder of the run that torchrun's arguments describe; None: they are of none, or wrong, as the ranks will say."""
     words = list(argv)
-    if MODULE not in words:
+    if MODULE not in words or {"-h", "--help"} & set(words):
         return None
     try:
-        folder = parse(PretrainSettings, words[words.index(MODULE) + 1 :], prog="launch", doc="").run.folder
-        return int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+        return parse(PretrainSettings, words[words.index(MODULE) + 1 :], prog="launch", doc="").run.folder
     except (UserError, OSError, ValueError, SystemExit):
+        return None
+
+
+def newest_step(argv: Sequence[str]) -> int | None:
+    """Returns the step of the newest checkpoint of the run that torchrun's arguments describe; None: none, or not to be known."""
+    folder = run_folder(argv)
+    try:
+        return None if folder is None else int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
+    except (OSError, ValueError):
         return None
 
 

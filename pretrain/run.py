@@ -29,7 +29,7 @@ from .loggers.opening import open_loggers
 from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops
 from .objective import Objective
-from .operations import Operations, watched
+from .operations import EVALUATION, Operations, watched
 from .optimizer import create_optimizer
 from .phases import flops_by_stretch, plan_phases, preprocessing_of
 from .pinned import pinned, refuse_changes
@@ -132,7 +132,8 @@ class Run:
 
     def _catch_up(self, done: Position) -> None:
         try:
-            self._evaluations.catch_up(done.step)
+            with self._deadlines.during(EVALUATION):
+                self._evaluations.catch_up(done.step)
         except StopRequested as request:
             raise Stopped(done.step, done.samples, request.number) from None
 
@@ -207,9 +208,14 @@ class Run:
         return take_snapshot(position, self._engine, self._average, self._ranks, facts)
 
     def _resume(self) -> Position:
-        """Loads the newest whole checkpoint, each rank what it holds; returns where the run stands."""
+        """Loads the newest whole checkpoint, each rank what it holds; returns where the run stands.
+
+        Raises:
+            DataError: when there are checkpoints, and none is whole.
+        """
         newest = self._checkpoints.newest(self._ranks)
         if newest is None:
+            self._checkpoints.refuse_loss(self._ranks)
             return Position(0, 0, self._config.run.seed, 0)
         checkpoint = read_checkpoint(newest)
         refuse_changes(checkpoint.pinned, self._config, self._config.run.folder)

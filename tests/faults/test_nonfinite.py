@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SETTINGS = {
 }
 FAULTS = {1: "loss", 3: "value", 4: "gradient", 8: "loss"}
 FUSED = {"optimizer.args": "{fused: true}"}
+OFFLOADED = {f"ZeRO-{stage} offloaded": {**ENGINES[f"ZeRO-{stage}"], "engine.offload": "true"} for stage in (1, 2, 3)}
 
 Job = dict[str, Any]
 
@@ -81,14 +82,14 @@ def all_finite(folder: Path) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in trees)
 
 
-def check_skips(pool: Path, tmp_path: Path, names: Sequence[str], settings: dict[str, str], num_ranks: int) -> None:
+def check_skips(pool: Path, tmp_path: Path, engines: Mapping[str, dict[str, str]], settings: dict[str, str], num_ranks: int) -> None:
     """Fails unless runs of these engines with steps that are not finite equal runs that never had those steps."""
     jobs = []
-    for name in names:
+    for name, engine in engines.items():
         for kind, faults in (("faulty", FAULTS), ("absent", dict.fromkeys(FAULTS, "absent"))):
-            jobs.append(job(pool, tmp_path / f"{name} {kind}", faults, {**settings, **ENGINES[name]}, rank=num_ranks - 1))
+            jobs.append(job(pool, tmp_path / f"{name} {kind}", faults, {**settings, **engine}, rank=num_ranks - 1))
     assert endings(tmp_path, jobs, num_ranks) == [["done"] * num_ranks] * len(jobs)
-    for name in names:
+    for name in engines:
         check_equal(tmp_path / f"{name} faulty", tmp_path / f"{name} absent")
         assert [row["skipped"] for row in read_log(tmp_path / f"{name} faulty", "train")] == [1, 2, 0, 1]
 
@@ -96,7 +97,7 @@ def check_skips(pool: Path, tmp_path: Path, names: Sequence[str], settings: dict
 @pytest.mark.parametrize("settings", [MODELS["ResNet"], FUSED], ids=["host", "fused"])
 def test_one_process_skips(pool: Path, tmp_path: Path, settings: dict[str, str]) -> None:
     """One process: skipped steps against a run that never made them: figures, weights, averages, moments and batch norms bit for bit."""
-    check_skips(pool, tmp_path, ["DDP"], settings, 1)
+    check_skips(pool, tmp_path, {"plain": {}}, settings, 1)
 
 
 @pytest.mark.slow
@@ -104,7 +105,13 @@ def test_one_process_skips(pool: Path, tmp_path: Path, settings: dict[str, str])
 @pytest.mark.parametrize("clip", [{}, {"optimizer.clip_norm": "1.0"}], ids=["", "clipped"])
 def test_every_engine_skips(pool: Path, tmp_path: Path, model: str, clip: dict[str, str]) -> None:
     """NaN on rank 1 of 2 only: every engine's skipped steps equal those of a run that never made them, bit for bit."""
-    check_skips(pool, tmp_path, list(ENGINES), {**MODELS[model], **clip}, 2)
+    check_skips(pool, tmp_path, ENGINES, {**MODELS[model], **clip}, 2)
+
+
+@pytest.mark.slow
+def test_offloaded_engines_skip(pool: Path, tmp_path: Path) -> None:
+    """The same with the optimiser's state on the CPU, where DeepSpeed keeps gradients, and looks at them, in places of their own."""
+    check_skips(pool, tmp_path, OFFLOADED, MODELS["ResNet"], 2)
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """Health of a run: no wait for the device in a step, spikes, garbage collection, and what is said of a rank that is late."""
 
 import gc
+import threading
+import time
+import types
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -243,6 +246,18 @@ def test_limits_follow_the_operation(tmp_path: Path) -> None:
             with deadlines.during(name):
                 seen.append(deadlines.limit()[1])
     assert seen == [9, 9, 9, 3, 9]
+
+
+def test_a_job_that_was_suspended_is_not_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on by an hour while no thread runs, with a limit of a second: nothing ends; then it does after that second."""
+    ahead_s, ended = [0.0], threading.Event()
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_s[0], sleep=time.sleep)
+    monkeypatch.setattr("bamboo.pretrain.deadline.time", clock)
+    settings, alone = HealthSettings(first_step_s=1, step_s=1), Ranks(0, 0, 1, torch.device("cpu"))
+    with Deadlines(settings, alone, tmp_path, end=lambda code: ended.set()) as deadlines, deadlines.during(EVALUATION):
+        ahead_s[0] = 3600.0
+        assert not ended.wait(0.5)
+        assert ended.wait(10)
 
 
 @pytest.mark.parametrize(
