@@ -13,7 +13,7 @@ _PINNED_DATA = (
     *("image_size", "scale", "ratio", "flip", "interpolation", "mean", "std", "repeats", "bad_samples", "max_bad_samples"),
     *("augment", "rand_augment", "color_jitter", "hue_jitter", "erase", "erase_mode", "erase_area", "erase_aspect", "erase_count"),
 )
-_PINNED_RUN = ("duration", "accumulate", "seed", "precision", "ema_decay")  # the order of samples is pinned by its own record, plan.json
+_PINNED_RUN = ("duration", "seed", "precision", "ema_decay")  # the order of samples is pinned by its own record, plan.json
 
 
 def pinned(config: PretrainSettings) -> dict[str, Any]:

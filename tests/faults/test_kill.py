@@ -66,13 +66,13 @@ def test_killed_process_resumes_bit_equal(pool: Path, tmp_path: Path, uninterrup
 @pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["0.0", "0.4"])
 def test_resume_at_another_number_of_ranks(pool: Path, tmp_path: Path, mixing: str) -> None:
-    """Killed at two ranks, resumed at three, then at one: same stream, losses within float32 rounding of one uninterrupted process."""
+    """Killed at two ranks, resumed at three, then at one, with other accumulation: stream and, to rounding, losses of one whole process."""
     settings = {"objective.mixup": mixing, "objective.cutmix": mixing, "run.accumulate": "2"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     code, output = finish(start(0, options(pool, whole, settings)))
     assert code == 0, output
-    for ranks, until in ((2, 12), (3, 30)):
-        process = start(ranks, options(pool, killed, settings))
+    for ranks, passes, until in ((2, "3", 12), (3, "1", 30)):
+        process = start(ranks, options(pool, killed, {**settings, "run.accumulate": passes}))
         wait_for_step(process, killed, until)
         kill_group(process, rank_processes(process))
     code, output = finish(start(0, options(pool, killed, settings)))

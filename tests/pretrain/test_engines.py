@@ -16,6 +16,7 @@ from bamboo.cli.main import main
 from bamboo.model_zoo.export import read_weights
 from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
 from bamboo.pretrain.log import read_log
+from tests.doc_blocks import offer_block, read_block
 from tests.pretrain.launch import ENVIRONMENT, options
 
 ENGINES: dict[str, dict[str, str]] = {
@@ -34,7 +35,10 @@ SETTINGS = {
     "optimizer.clip_norm": "1.0",
 }
 # Largest relative difference of a step's loss from DistributedDataParallel's: sums over ranks in another order, and what grows of it.
+PRECISIONS = ("fp32", "bf16")
 TOLERANCE = {"fp32": dict.fromkeys(ENGINES, 2e-6), "bf16": dict.fromkeys(ENGINES, 2e-2)}
+
+DOC = "engines.md"
 
 Job = dict[str, Any]
 
@@ -103,15 +107,17 @@ def test_a_vit_is_handed_through_all_engines(pool: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", list(MODELS))
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_loss_curves_agree(pool: Path, tmp_path: Path, model: str, precision: str) -> None:
     """Every engine by itself, 20 steps from the same seed: DDP's losses within the tolerance stated for it; export equals checkpoint."""
     settings = {**MODELS[model], "run.duration": "20 steps", "run.precision": precision, "run.checkpoint_every": "10 steps"}
     relay(tmp_path, [job(pool, tmp_path / name, settings, engine) for name, engine in ENGINES.items()])
+    apart = {name: distance(tmp_path / name, tmp_path / "DDP") for name in ENGINES}
     for name in ENGINES:
         assert streams(tmp_path / name) == streams(tmp_path / "DDP")
-        assert distance(tmp_path / name, tmp_path / "DDP") <= TOLERANCE[precision][name], name
+        assert apart[name] <= TOLERANCE[precision][name], name
         check_export(tmp_path / name)
+    offer_block(DOC, f"curves {model} {precision}", table(f"{model}, {precision}", {"largest difference": apart}))
 
 
 @pytest.mark.slow
@@ -125,7 +131,8 @@ def test_every_engine_hands_over_to_every_other(pool: Path, tmp_path: Path, mode
     relay(tmp_path, jobs, timeout_s=500)
     apart = {pair: distance(tmp_path / " ".join(pair), tmp_path / "DDP", after=2) for pair in itertools.product(ENGINES, ENGINES)}
     assert not {pair: value for pair, value in apart.items() if value > TOLERANCE["fp32"][pair[1]]}
-    write_table(model, apart)
+    rows = {before: {after: apart[before, after] for after in ENGINES} for before in ENGINES}
+    offer_block(DOC, f"hand-over {model}", table("from \\ to", rows))
 
 
 @pytest.mark.slow
@@ -142,10 +149,25 @@ def test_engines_hand_over_at_other_numbers_of_ranks(pool: Path, tmp_path: Path)
         assert distance(folder, folders[0]) <= 2e-4, folder.name  # norms of other shares of a batch, as between numbers of DDP's ranks
 
 
-def write_table(model: str, apart: Mapping[tuple[str, str], float]) -> None:
-    """Writes the hand-over matrix of a model as a table, into the folder that BAMBOO_TABLES names."""
-    folder = os.environ.get("BAMBOO_TABLES")
-    if folder:
-        rows = [f"| from \\ to | {' | '.join(ENGINES)} |", "|" + " --- |" * (len(ENGINES) + 1)]
-        rows += [f"| {before} | " + " | ".join(f"{apart[before, after]:.1e}" for after in ENGINES) + " |" for before in ENGINES]
-        (Path(folder) / f"hand_over_{model.lower()}.md").write_text("\n".join(rows) + "\n")
+def test_the_doc_shows_all_pairs_within_the_tolerance() -> None:
+    """The tables of docs/engines.md, which the slow tests write, against the engines and the tolerance stated for each."""
+    for model in MODELS:
+        rows = shown(f"hand-over {model}")
+        assert list(rows) == list(ENGINES)
+        for precision in PRECISIONS:
+            (curves,) = shown(f"curves {model} {precision}").values()
+            assert all(curves[name] <= TOLERANCE[precision][name] for name in ENGINES)
+        assert all(row[after] <= TOLERANCE["fp32"][after] for row in rows.values() for after in ENGINES)
+
+
+def shown(block: str) -> dict[str, dict[str, float]]:
+    """Returns the rows of one of the doc's tables: name → engine → distance."""
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in read_block(DOC, block).splitlines())
+    assert header[1:] == list(ENGINES)
+    return {name: dict(zip(ENGINES, map(float, cells), strict=True)) for name, *cells in rows}
+
+
+def table(corner: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Returns a table of distances, one column per engine."""
+    lines = [f"| {corner} | {' | '.join(ENGINES)} |", "|" + " --- |" * (len(ENGINES) + 1)]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(f"{row[engine]:.1e}" for engine in ENGINES) + " |" for name, row in rows.items()])

@@ -5,12 +5,9 @@ import time
 from pathlib import Path
 
 from bamboo.pretrain.log import read_log
+from tests.doc_blocks import offer_block, read_block
 
-DOC = Path(__file__).parents[2] / "docs" / "slurm.md"
-WRITE = "BAMBOO_TIME_LINE"
-"""Environment variable; when it is 1, the test of a job stopped before its time limit writes its own time line into the doc."""
-
-_BEGIN, _END = "<!-- time line: begin -->\n```\n", "```\n<!-- time line: end -->\n"
+_DOC, _NAME = "slurm.md", "time line"
 _LINE = re.compile(r"\d\d:\d\d:\d\d  (script|run): (.+)")
 _COURSE = (
     r"script: job \d+, attempt 0: 2 nodes \(node\[1-2\]\)",
@@ -60,13 +57,9 @@ def refuse(text: str) -> str:
 
 def read_doc() -> str:
     """Returns the time line that the doc shows."""
-    return DOC.read_text().partition(_BEGIN)[2].partition(_END)[0]
+    return read_block(_DOC, _NAME).removeprefix("```\n").removesuffix("```")
 
 
-def write_doc(text: str) -> None:
-    """Puts a time line into the doc, in the place of the one that is there."""
-    before, begin, rest = DOC.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    assert begin, f"{DOC} has no {_BEGIN!r}"
-    assert end, f"{DOC} has no {_END!r}"
-    DOC.write_text(before + begin + text + end + after)
+def offer_doc(text: str) -> None:
+    """Puts a time line into the doc, if the docs are to be written."""
+    offer_block(_DOC, _NAME, f"```\n{text}```")
