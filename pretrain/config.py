@@ -10,7 +10,7 @@ from ..cli.config import settings
 from ..datasets.plan.sources import parse_source
 from .changes_config import Change, Stretch, change_problems, stretches
 from .data_config import Count, DataSettings, Fraction, SamplingSettings
-from .duration import Duration
+from .duration import Duration, is_nothing
 from .engines.compatible import optimizer_problem
 from .evaluator_config import VAL, Evaluators, name_problems
 from .health_config import HealthSettings
@@ -89,6 +89,11 @@ class RunSettings:
     """Write TensorBoard events (extra: tensorboard)."""
     wandb: Literal["disabled", "auto", "offline", "online"] = "disabled"
     """Write a wandb run (extra: wandb). auto: online where its server answers, else offline; online: a new run insists on the server."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        given = {name: getattr(self, name) for name in ("log_every", "eval_every", "checkpoint_every", "keep_every")}
+        return [f"{name}={every}: must be above 0" for name, every in given.items() if every is not None and is_nothing(every)]
 
 
 @settings

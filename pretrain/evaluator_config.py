@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..cli.config import settings
-from .duration import Duration
+from .duration import Duration, is_nothing
 
 VAL = "val"
 """Name of the evaluator that data.val and run.eval_every stand for."""
@@ -31,6 +31,10 @@ class DownstreamSettings:
     """Training images in use: 100p, 10p, 1p … of every class, or 1shot, 5shot, … images of every class."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the validation split and the subset."""
+
+    def problems(self) -> list[str]:
+        """Returns what does not fit together."""
+        return [f"every={self.every}: must be above 0; with 100 % it scores at the end only"] if is_nothing(self.every) else []
 
 
 @settings

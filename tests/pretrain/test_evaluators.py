@@ -164,6 +164,7 @@ def test_what_does_not_fit_is_told_before_anything_is_touched(
         ({"kind": "knm"}, "evaluators.x.kind=knm: allowed are knn, probe"),
         ({}, "evaluators.x.kind is required, and not given: allowed are knn, probe"),
         ({**KNN, "every": "2 moons"}, "evaluators.x.every='2 moons'"),
+        ({**KNN, "every": "0 epochs"}, "evaluators.x.every=0 epochs: must be above 0"),
         ({**KNN, "dataset": "cifar11"}, "evaluators.x.dataset=cifar11: no such set; did you mean"),
         ({**KNN, "data_root": str(tmp_path / "gone")}, f"evaluators.x.data_root={tmp_path / 'gone'}: no such folder"),
         ({**KNN, "subset": "ten"}, "evaluators.x.subset='ten': must be"),
@@ -177,6 +178,7 @@ def test_what_does_not_fit_is_told_before_anything_is_touched(
         ({"evaluators": evaluators(images, **{"a b": KNN})}, "evaluators.a b: a name is made of"),
         ({"run.keep_best": "1", "run.best_by": "near"}, "run.best_by=near: no such evaluator"),
         ({"run.best_by": "near"}, "run.best_by=near: nothing goes by it"),
+        ({"run.eval_every": "0 steps", "run.keep_every": "0 %"}, "run.keep_every=0 %: must be above 0"),
     ):
         assert main(["pretrain", *options(pool, run, settings)]) == 2, said
         assert said in capsys.readouterr().err

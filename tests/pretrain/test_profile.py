@@ -122,10 +122,11 @@ def test_what_is_profiled_needs_a_profile(pool: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.slow
-def test_ranks_have_a_table_each(pool: Path, tmp_path: Path) -> None:
-    """Two ranks over gloo, both profiled: tables that add up, with time in the exchange of gradients."""
+@pytest.mark.parametrize("engine", [{}, {"engine__kind": "fsdp"}, {"engine__kind": "deepspeed", "engine__zero_stage": "3"}])
+def test_ranks_have_a_table_each(pool: Path, tmp_path: Path, engine: dict[str, str]) -> None:
+    """Two ranks over gloo, both profiled, under each engine: tables that add up, with time in the exchange of gradients."""
     settings = {"run__duration": "12 steps", "profiling__all_ranks": "true", "profile": "true", "profiling__steps": "5"}
-    train(pool, tmp_path, 2, **settings)
+    train(pool, tmp_path, 2, **settings, **engine)
     exchanged = []
     for rank in (0, 1):
         shares = json.loads((tmp_path / "profile" / f"rank-{rank}.json").read_bytes())["shares"]
