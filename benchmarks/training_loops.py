@@ -115,8 +115,9 @@ class BambooLoop:
             trainer.train(itertools.islice(self._batches, num_steps), start)
 
     def data_waits(self, num_rounds: int) -> list[float]:
-        """Returns the share of the time spent waiting for batches in each of the last rounds."""
-        return [row["data_wait"] for row in read_log(self._folder, "train")[-num_rounds:]]
+        """Returns the share of the time spent waiting for batches in each of the last rounds, the newest first."""
+        every = 2 if self.lead else 1  # a lead has a line of its own, and batches that were ready
+        return [row["data_wait"] for row in read_log(self._folder, "train")[::-every][:num_rounds]]
 
 
 class TimmLoop:
