@@ -134,7 +134,8 @@ def open_published(checkpoint: str, access: Access, *, part: str = "", model_arg
         if not Path(file).is_file() and "#" in file:
             file, _, part = file.rpartition("#")
         if not at or not Path(file).is_file():
-            raise UserError(f"checkpoint={checkpoint}: no such file; the form is FILE@NAME, NAME an id of the registry or a model of timm")
+            what = "a folder, and no checkpoint of ours (RUN/checkpoints/step-N)" if Path(checkpoint).is_dir() else "no such file"
+            raise UserError(f"checkpoint={checkpoint}: {what}; the form is FILE@NAME, NAME an id of the registry or a model of timm")
         path, recipe = Path(file), recipe_named(name, entries)
         recipe = dataclasses.replace(recipe, name=f"{path.name}@{name}")
     recipe = dataclasses.replace(recipe, model_args={**recipe.model_args, **(model_args or {})})

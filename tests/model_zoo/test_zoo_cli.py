@@ -170,6 +170,8 @@ def test_convert_dry_run_and_refusals(tmp_path: Path, wrapped: Path, said: pytes
     assert "add head=keep" in said.readouterr().err
     assert main(["zoo", "convert", f"{wrapped}@test_resnet", str(out)]) == 1
     assert "do not match" in said.readouterr().err
+    assert main(["zoo", "convert", str(tmp_path), str(out)]) == 2
+    assert "a folder, and no checkpoint of ours (RUN/checkpoints/step-N)" in said.readouterr().err
     headless = tmp_path / "headless.pth"
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), headless)
     assert main(["zoo", "convert", f"{headless}@test_vit", str(out), "--head", "keep"]) == 2
