@@ -1,10 +1,11 @@
 """Pretraining as a job, or as an array of them, one per cell of a sweep: checked, submitted, waited for."""
 
+import contextlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..cli.errors import EXIT_DONE, UserError
@@ -75,11 +76,8 @@ def _submit_sweep(settings: SubmitSettings, cells: Sequence[Cell]) -> int:
         if settings.check:
             _check(settings, due)
         _write_sweep(settings, cells)
-        for cell in due:
-            (logs / cell.name).mkdir(exist_ok=True)
-            for trace in ("outcome", "job"):
-                (logs / cell.name / trace).unlink(missing_ok=True)
-        job = _submit(settings, due)
+        with _cleared(logs, due):
+            job = _submit(settings, due)
         for cell in due:
             (logs / cell.name / "job").write_text(f"{job}_{cell.number}\n")
         _tell(f"submitted {len(due)} cells as job {job}: {logs / f'{job}.sh'}, logs in {logs}; {rest}\n")
@@ -92,6 +90,24 @@ def _submit_sweep(settings: SubmitSettings, cells: Sequence[Cell]) -> int:
     rows = list(standings(logs, {}))
     _tell(table(rows))
     return exit_code(rows)
+
+
+@contextlib.contextmanager
+def _cleared(logs: Path, cells: Sequence[Cell]) -> Iterator[None]:
+    """Removes how the cells ended last time, before a job of theirs can say more; where that is not submitted, they are put back."""
+    kept: dict[Path, bytes] = {}
+    for cell in cells:
+        (logs / cell.name).mkdir(exist_ok=True)
+        for path in (logs / cell.name / trace for trace in ("outcome", "job")):
+            if path.exists():
+                kept[path] = path.read_bytes()
+                path.unlink()
+    try:
+        yield
+    except UserError:
+        for path, content in kept.items():
+            path.write_bytes(content)
+        raise
 
 
 def _cells(settings: JobSettings) -> tuple[Cell, ...]:

@@ -149,6 +149,24 @@ def test_a_second_submission_leaves_out_what_is_done_or_queued(
     assert not Path("job.sh").exists()
 
 
+def test_a_refused_submission_leaves_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sbatch refuses a sweep of which one cell has failed: why it failed is still told."""
+    monkeypatch.chdir(tmp_path)
+    Path("sweep.yaml").write_text("run.seed: [0, 1]\n")
+    state = Path("runs/slurm/run.seed=0")
+    state.mkdir(parents=True)
+    (state / "job").write_text("9_0\n")
+    (state / "outcome").write_text("1\nfailed with exit code 1: a reason\n")
+    monkeypatch.setenv("PATH", put_programs(tmp_path, {"sbatch": "echo QOSMaxSubmitJobPerUserLimit >&2; exit 1", "squeue": "true"}))
+    assert main(["slurm", "submit", "--check", "false", "--sweep", "sweep.yaml", "--runs", "runs", "--", "--config", "run.yaml"]) == 2
+    assert "QOSMaxSubmitJobPerUserLimit" in capsys.readouterr().err
+    assert main(["slurm", "status", "runs"]) == 0
+    assert "failed" in (line := capsys.readouterr().out.splitlines()[1])
+    assert "a reason" in line
+
+
 def test_dry_run_lists_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The command of each cell on standard error, ready for a shell; on standard output the script that render writes."""
     monkeypatch.chdir(tmp_path)
