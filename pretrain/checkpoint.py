@@ -141,9 +141,7 @@ class CheckpointFolder:
         fsync_folder(self._folder)
 
     def _by_age(self) -> list[Path]:
-        return sorted(
-            (path for path in self._folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()), key=_step, reverse=True
-        )
+        return sorted(filter(_is_ours, self._folder.glob("step-*")), key=_step, reverse=True)
 
     def _drop(self, newest: Path) -> None:
         # Later ones are damaged: the run went back to one before them. They count for nothing, and are replaced when their step comes.

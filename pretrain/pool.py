@@ -47,7 +47,7 @@ def open_pool(config: PretrainSettings) -> Pool:
     train = JoinedShards([_open_train(source, cache) for source in sources])
     val = None if config.data.val is None else open_location(config.data.val, cache)
     if val is not None and val.class_names != train.class_names:
-        raise UserError(_class_difference(train, val, config))
+        raise UserError(_class_difference(train, val))
     weightings = tuple(_weighting(config.sampling, number, sources) for number in range(len(sources)))
     own_epochs = [
         samples_an_epoch(config.run.folder, weighting, part, _what(number, config))
@@ -142,7 +142,7 @@ def _what(number: int, config: PretrainSettings) -> str:
     return f"sampling.balance={config.sampling.balance:g}: {parse_source(config.data.train[number]).shown}"
 
 
-def _class_difference(train: JoinedShards, val: Shards, config: PretrainSettings) -> str:
+def _class_difference(train: JoinedShards, val: Shards) -> str:
     only = sorted(set(val.class_names) ^ set(train.class_names))
     what = f"not in both: {', '.join(only[:5])}" if only else "their order differs"
     counts = f"{len(val.class_names)} classes, data.train has {len(train.class_names)}"
