@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -118,6 +119,20 @@ def test_loss_curves_agree(pool: Path, tmp_path: Path, model: str, precision: st
         assert apart[name] <= TOLERANCE[precision][name], name
         check_export(tmp_path / name)
     offer_block(DOC, f"curves {model} {precision}", table(f"{model}, {precision}", {"largest difference": apart}))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU wants a compiler")
+def test_compiled_engines_agree(pool: Path, tmp_path: Path) -> None:
+    """model.compile under DDP, FSDP2 and ZeRO-1, with accumulation and averages: DDP's losses without it, and the same names saved."""
+    settings = {"run.duration": "3 steps", "run.checkpoint_every": "3 steps"}
+    compiled = {name: {**ENGINES[name], "model.compile": "true"} for name in ("DDP", "FSDP2", "ZeRO-1")}
+    jobs = [job(pool, tmp_path / name, settings, engine) for name, engine in {"eager": {}, **compiled}.items()]
+    relay(tmp_path, jobs, timeout_s=500)
+    for name in compiled:
+        assert streams(tmp_path / name) == streams(tmp_path / "eager")
+        assert distance(tmp_path / name, tmp_path / "eager") <= TOLERANCE["fp32"]["DDP"], name
+        check_export(tmp_path / name)
 
 
 @pytest.mark.slow
