@@ -7,8 +7,18 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense peak of the tensor cores in bf16 FLOP/s, from NVIDIA's data sheets.
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}
+# Dense peak of the tensor cores in bf16 FLOP/s, from NVIDIA's data sheets; the first whose words are all in the device's name.
+_PEAK_FLOPS = {
+    "H200 NVL": 835e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +76,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, peak in _PEAK_FLOPS.items():
-            if part in name.split() or part in name.split("-")[0].split():
+            if set(part.split()) <= set(name.replace("-", " ").split()):
                 return peak, f"data sheet of {part}, dense bf16"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side, repeats = (8192, 10) if device.type == "cuda" else (1024, 3)
