@@ -25,18 +25,18 @@ from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.average import NoAverage
-from bamboo.pretrain.config import ObjectiveSettings, OptimizerSettings
-from bamboo.pretrain.duration import Lengths
 from bamboo.pretrain.engines.plain import PlainEngine
-from bamboo.pretrain.health import Health
-from bamboo.pretrain.health_config import HealthSettings
+from bamboo.pretrain.guards.health import Health
 from bamboo.pretrain.log import JsonLines
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
 from bamboo.pretrain.optimizer import create_optimizer
-from bamboo.pretrain.preemption import Vote
 from bamboo.pretrain.schedule import create_schedule
-from bamboo.pretrain.signals import StopSignals
+from bamboo.pretrain.settings.duration import Lengths
+from bamboo.pretrain.settings.health import HealthSettings
+from bamboo.pretrain.settings.pretrain import ObjectiveSettings, OptimizerSettings
+from bamboo.pretrain.stopping.preemption import Vote
+from bamboo.pretrain.stopping.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 
 MODELS: dict[str, dict[str, Any]] = {"resnet18": {}, "vit_tiny_patch16_224": {"img_size": 64}}

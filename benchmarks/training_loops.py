@@ -21,19 +21,19 @@ from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import Ranks
 from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.batches import RunBatches
-from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.engines.choice import open_engine
-from bamboo.pretrain.health import Health
+from bamboo.pretrain.guards.health import Health
 from bamboo.pretrain.log import JsonLines, read_log
 from bamboo.pretrain.meter import Meter
 from bamboo.pretrain.objective import Objective
 from bamboo.pretrain.optimizer import create_optimizer
 from bamboo.pretrain.phases import plan_phases
 from bamboo.pretrain.pool import open_pool
-from bamboo.pretrain.preemption import Vote
 from bamboo.pretrain.sampling import open_plan
 from bamboo.pretrain.schedule import create_schedule
-from bamboo.pretrain.signals import StopSignals
+from bamboo.pretrain.settings.pretrain import PretrainSettings
+from bamboo.pretrain.stopping.preemption import Vote
+from bamboo.pretrain.stopping.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 
 CLASSES, SMOOTHING = 1000, 0.1

@@ -5,7 +5,7 @@ import sys
 
 from ..cli.errors import EXIT_RESUMABLE
 from ..cli.main import run
-from .signals import SIGNALS
+from .stopping.signals import SIGNALS
 
 code = run("pretrain", sys.argv[1:])
 if code == EXIT_RESUMABLE:

@@ -13,10 +13,10 @@ from ..datasets.stream.loader import Loader
 from ..datasets.stream.policies import FAIL, BadSampleList, BadSamples
 from ..datasets.stream.watchdog import Watch
 from ..model_zoo.ranks import Ranks
-from .config import PretrainSettings
-from .data_config import DataSettings
 from .phases import Phases
 from .pool import Pool
+from .settings.data import DataSettings
+from .settings.pretrain import PretrainSettings
 
 
 @dataclasses.dataclass(frozen=True)

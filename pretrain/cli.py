@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from ..cli.arguments import parse
-from .config import PretrainSettings
-from .signals import StopSignals
+from .settings.pretrain import PretrainSettings
+from .stopping.signals import StopSignals
 
 SETTINGS = {"": PretrainSettings}
 

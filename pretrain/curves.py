@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.atomic import write_bytes
-from .evaluator_config import VAL
 from .log import read_log
+from .settings.evaluators import VAL
 
 
 def draw_curves(folder: Path) -> bytes:

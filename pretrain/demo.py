@@ -19,7 +19,7 @@ from pydantic import Field
 from ..cli.arguments import parse
 from ..cli.config import settings
 from ..cli.errors import EXIT_DONE, EXIT_FAILURE
-from .duration import Duration
+from .settings.duration import Duration
 
 if TYPE_CHECKING:
     from .stages import Diary

@@ -18,8 +18,8 @@ from ..linear_probe.results import ResultRow
 from .curves import draw_curves
 from .demo_data import DIGIT_SIDE, NUM_HELD_OUT, SIDE, SPLITS
 from .demo_table import LABELS, PIXELS, PRETRAINED, TABLES, UNTRAINED, Table
-from .evaluator_config import VAL
 from .log import read_log
+from .settings.evaluators import VAL
 from .stages import Stage
 
 TEMPLATE = Path(__file__).with_name("report_template.html")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli.errors import EXIT_DONE, EXIT_FAILURE, EXIT_RESUMABLE
-from .marker import FINISHED, Marker, read_marker
+from .stopping.marker import FINISHED, Marker, read_marker
 
 _DEFAULTS = {
     # Restarted ranks must not read the dead ones' addresses from a store that outlives them, and hang: pytorch issues 135712, 167288.
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from .agent import install
+    from .launcher.agent import install
 
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _ended_file(argv: Sequence[str]) -> Path:
     """Returns where rank 0 says how the run ended."""
-    from .deaths import run_folder
+    from .launcher.deaths import run_folder
 
     return Marker(run_folder(argv) or Path(os.devnull)).path
 

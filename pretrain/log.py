@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .evaluator_config import VAL
+from .settings.evaluators import VAL
 
 LOG_NAME = "log.jsonl"
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy, softplus
 
 from ..datasets.counters import key
-from .objective_config import ObjectiveSettings
+from .settings.objective import ObjectiveSettings
 
 _MIX = 4  # what the key is for; 1 to 3 are the data's
 

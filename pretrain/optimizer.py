@@ -4,7 +4,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from ..cli.errors import UserError
-from .optimizer_config import OptimizerSettings
+from .settings.optimizer import OptimizerSettings
 
 
 def create_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:

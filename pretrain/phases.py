@@ -9,12 +9,12 @@ import torch
 from ..cli.errors import UserError
 from ..model_zoo.backbone import create_model
 from ..model_zoo.preprocessing import Preprocessing
-from .changes_config import Stretch
-from .config import PretrainSettings
-from .data_config import DataSettings
-from .duration import Lengths
 from .meter import training_flops
 from .pool import Pool
+from .settings.changes import Stretch
+from .settings.data import DataSettings
+from .settings.duration import Lengths
+from .settings.pretrain import PretrainSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from ..datasets.plan.weighting import Weighting
 from ..datasets.remote.cache import ShardCache
 from ..datasets.shards import Shards
 from .columns import samples_an_epoch
-from .config import PretrainSettings
-from .data_config import DataSettings, SamplingSettings
-from .duration import Lengths
+from .settings.data import DataSettings, SamplingSettings
+from .settings.duration import Lengths
+from .settings.pretrain import PretrainSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,34 +16,34 @@ from ..model_zoo.preprocessing import Normalize, Preprocessing
 from ..model_zoo.ranks import Ranks
 from .average import create_average
 from .batches import RunBatches
-from .checkpoint import CheckpointFolder, read_checkpoint
-from .config import PretrainSettings
-from .deadline import Deadlines
+from .checkpoints.checkpoint import CheckpointFolder, read_checkpoint
+from .checkpoints.pinned import pinned, refuse_changes
+from .checkpoints.snapshot import Position, Snapshot, take_snapshot
+from .checkpoints.writer import Writer
 from .drop_path import even_drop_path
 from .engines.choice import open_engine
 from .evaluators.evaluations import Evaluations, intervals
 from .evaluators.opened import Downstream
-from .health import Health, warn_of_waiting
+from .guards.deadline import Deadlines
+from .guards.health import Health, warn_of_waiting
 from .log import Loggers
 from .loggers.opening import open_loggers
-from .marker import FINISHED, Marker, Stopped
 from .meter import Meter, peak_flops
 from .objective import Objective
-from .operations import EVALUATION, Operations, watched
 from .optimizer import create_optimizer
 from .phases import flops_by_stretch, plan_phases, preprocessing_of
-from .pinned import pinned, refuse_changes
 from .pool import Pool
-from .preemption import StopRequested, Vote
-from .profile import profiled
-from .provenance import versions
+from .profiling.operations import EVALUATION, Operations, watched
+from .profiling.profile import profiled
 from .recompute import checkpoint_activations
+from .record.provenance import versions
 from .sampling import open_plan
 from .schedule import create_schedule
-from .signals import StopSignals
-from .snapshot import Position, Snapshot, take_snapshot
+from .settings.pretrain import PretrainSettings
+from .stopping.marker import FINISHED, Marker, Stopped
+from .stopping.preemption import StopRequested, Vote
+from .stopping.signals import StopSignals
 from .trainer import Cadence, Trainer
-from .writer import Writer
 
 
 class Run:

@@ -18,8 +18,8 @@ from ..datasets.plan.weighting import Weighting, compile_rates
 from ..datasets.shards import Shards
 from ..model_zoo.ranks import Ranks
 from .columns import find_compiled
-from .config import PretrainSettings
 from .pool import Pool
+from .settings.pretrain import PretrainSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from .duration import Lengths
-from .optimizer_config import OptimizerSettings
+from .settings.duration import Lengths
+from .settings.optimizer import OptimizerSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,15 +16,28 @@ from ..model_zoo.preprocessing import Normalize
 from ..model_zoo.ranks import Ranks
 from .average import Average
 from .engines.engine import Engine
-from .health import Health
+from .guards.health import Health
+from .guards.nonfinite import Buffers
 from .log import Logger
-from .marker import Stopped
 from .meter import Meter
-from .nonfinite import Buffers
 from .objective import Objective
-from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, VOTE, Operations, Unwatched
-from .preemption import StopRequested, Vote
+from .profiling.operations import (
+    AVERAGE,
+    BACKWARD,
+    DATA,
+    EVALUATION,
+    FORWARD,
+    LOGGING,
+    OPTIMIZER,
+    SAVING,
+    TRANSFER,
+    VOTE,
+    Operations,
+    Unwatched,
+)
 from .schedule import Schedule
+from .stopping.marker import Stopped
+from .stopping.preemption import StopRequested, Vote
 from .tally import Tally
 
 _DROPOUT = 5  # what the key is for; 1 to 4 are the data's and the objective's

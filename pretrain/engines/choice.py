@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...model_zoo.ranks import Ranks
-from ..config import PretrainSettings
+from ..settings.pretrain import PretrainSettings
 from .deepspeed_json import derive, merge, read_json
 from .engine import Engine
 from .plain import PlainEngine

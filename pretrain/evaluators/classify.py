@@ -13,7 +13,7 @@ from ...cli.errors import DataError
 from ...datasets.stream.batches import Batch
 from ...model_zoo.preprocessing import Normalize
 from ...model_zoo.ranks import Ranks
-from ..preemption import Vote
+from ..stopping.preemption import Vote
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,14 +18,14 @@ from ...model_zoo.preprocessing import Normalize
 from ...model_zoo.ranks import Ranks
 from ..average import Average
 from ..batches import RunBatches
-from ..config import PretrainSettings
 from ..curves import draw_curves
-from ..duration import Lengths
 from ..engines.engine import Engine
-from ..evaluator_config import VAL
 from ..log import Logger
 from ..loggers.scalars import written_before
-from ..preemption import Vote
+from ..settings.duration import Lengths
+from ..settings.evaluators import VAL
+from ..settings.pretrain import PretrainSettings
+from ..stopping.preemption import Vote
 from ..trainer import Cadence
 from .classify import evaluate, share_buffers
 from .features import Extraction, Gathered

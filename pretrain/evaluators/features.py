@@ -20,7 +20,7 @@ from ...model_zoo.backbone import Backbone, Precision
 from ...model_zoo.features import Matrix, SomeRows, alike_batches, as_stored
 from ...model_zoo.ranks import Ranks
 from ..batches import RunBatches
-from ..preemption import Vote
+from ..stopping.preemption import Vote
 
 
 @dataclasses.dataclass(eq=False)

@@ -17,8 +17,8 @@ from ...linear_probe.protocols.registry import KNN, PROTOCOLS
 from ...linear_probe.protocols.sgd_heads import DinoLinear
 from ...linear_probe.splits import Indices
 from ...linear_probe.subsets import Subset, parse_subset
-from ..config import PretrainSettings
-from ..evaluator_config import DownstreamSettings, KnnSettings, ProbeSettings
+from ..settings.evaluators import DownstreamSettings, KnnSettings, ProbeSettings
+from ..settings.pretrain import PretrainSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

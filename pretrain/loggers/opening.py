@@ -6,11 +6,11 @@ from typing import Any
 from ...cli.config import dump, to_yaml
 from ...datasets.atomic import write_text
 from ...model_zoo.ranks import Ranks
-from ..config import PretrainSettings
 from ..log import JsonLines, Logger, Loggers
-from ..machine import this_machine
 from ..pool import Pool
-from ..provenance import describe, record_start, without_secrets
+from ..record.machine import this_machine
+from ..record.provenance import describe, record_start, without_secrets
+from ..settings.pretrain import PretrainSettings
 from .console import Console
 from .tensorboard import TensorBoard
 from .wandb import Wandb

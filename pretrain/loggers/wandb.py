@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ...cli.errors import UserError, missing_extra
 from ..log import Row, title
-from ..log_config import WandbSettings
+from ..settings.loggers import WandbSettings
 from .scalars import scalars, written_before
 
 Mode = Literal["auto", "offline", "online"]

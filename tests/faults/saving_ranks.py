@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-import bamboo.pretrain.checkpoint
+import bamboo.pretrain.checkpoints.checkpoint
 from bamboo.cli.errors import BambooError
 from bamboo.model_zoo.ranks import Ranks, start_ranks
 from bamboo.model_zoo.tensor_files import FileFacts
 from bamboo.pretrain.average import NoAverage
-from bamboo.pretrain.checkpoint import CheckpointFolder
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder
+from bamboo.pretrain.checkpoints.snapshot import Position, Snapshot, take_snapshot
+from bamboo.pretrain.checkpoints.writer import Writer
 from bamboo.pretrain.engines.engine import Engine
 from bamboo.pretrain.engines.fsdp import ShardedEngine
 from bamboo.pretrain.engines.plain import PlainEngine
-from bamboo.pretrain.snapshot import Position, Snapshot, take_snapshot
-from bamboo.pretrain.writer import Writer
 
 WIDTH = 512  # of a square matrix: 1 MiB of float32
 
@@ -76,7 +76,7 @@ def no_room(when: str, writer: Writer, engine: Engine, ranks: Ranks) -> None:
 
 def killed(victim: int, writer: Writer, engine: Engine, ranks: Ranks) -> None:
     """A rank is killed with half of its file written."""
-    write = bamboo.pretrain.checkpoint.write_tensor_file
+    write = bamboo.pretrain.checkpoints.checkpoint.write_tensor_file
 
     def die(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileFacts:
         if ranks.rank == victim:
@@ -84,7 +84,7 @@ def killed(victim: int, writer: Writer, engine: Engine, ranks: Ranks) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return write(path, tensors)
 
-    bamboo.pretrain.checkpoint.write_tensor_file = die
+    bamboo.pretrain.checkpoints.checkpoint.write_tensor_file = die
     writer.save(taker(2, engine, ranks))
     begun = time.monotonic()
     try:

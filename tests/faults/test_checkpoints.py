@@ -15,10 +15,10 @@ import torch
 
 from bamboo.cli.errors import EXIT_RESUMABLE, BambooError
 from bamboo.cli.main import main
-from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
-from bamboo.pretrain.meeting import Meeting
-from bamboo.pretrain.snapshot import Piece, Position, Snapshot
-from bamboo.pretrain.writer import Writer
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.meeting import Meeting
+from bamboo.pretrain.checkpoints.snapshot import Piece, Position, Snapshot
+from bamboo.pretrain.checkpoints.writer import Writer
 from tests.pretrain.launch import ENVIRONMENT, free_port, options
 
 MIB = 1 << 18  # float32 values

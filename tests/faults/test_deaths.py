@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bamboo.pretrain.deaths import Death, first_to_die, is_stop, memory_kills, newest_step, tell
+from bamboo.pretrain.launcher.deaths import Death, first_to_die, is_stop, memory_kills, newest_step, tell
 from bamboo.pretrain.log import read_log
 from tests.faults.test_kill import trace
 from tests.pretrain.launch import finish, options, rank_processes, start, train, wait_for_step

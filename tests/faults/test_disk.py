@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bamboo.cli.main import main
-from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
 from tests.pretrain.launch import options
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bamboo.model_zoo.ranks import start_ranks
-from bamboo.pretrain.checkpoint import CheckpointFolder
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder
 from bamboo.pretrain.log import read_log
 from tests.pretrain.launch import ENVIRONMENT, options
 from tests.pretrain.poisoned import ending

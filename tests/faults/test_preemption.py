@@ -13,8 +13,8 @@ import pytest
 from bamboo.cli.errors import EXIT_RESUMABLE
 from bamboo.cli.main import main
 from bamboo.pretrain.log import read_log
-from bamboo.pretrain.marker import FINISHED, MARKER_NAME
-from bamboo.pretrain.preemption import Vote
+from bamboo.pretrain.stopping.marker import FINISHED, MARKER_NAME
+from bamboo.pretrain.stopping.preemption import Vote
 from tests.faults.test_kill import trace
 from tests.pretrain.launch import finish, options, rank_processes, start, train, wait_for_step
 

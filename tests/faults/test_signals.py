@@ -8,11 +8,11 @@ import time
 import pytest
 
 from bamboo.cli.errors import EXIT_RESUMABLE
-from bamboo.pretrain.signals import SIGNALS, StopSignals
+from bamboo.pretrain.stopping.signals import SIGNALS, StopSignals
 
 WAITING = """
 import ctypes, sys, time
-from bamboo.pretrain import signals
+from bamboo.pretrain.stopping import signals
 signals._ECHO_S = 0.2
 with signals.StopSignals() as heard:
     heard.is_saved = {saved}

@@ -15,14 +15,14 @@ import torch
 from bamboo.cli.arguments import parse
 from bamboo.model_zoo.ranks import Ranks, start_ranks
 from bamboo.model_zoo.tensor_files import Stored
-from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
-from bamboo.pretrain.config import PretrainSettings
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.meeting import Meeting
+from bamboo.pretrain.checkpoints.snapshot import take_snapshot
 from bamboo.pretrain.engines.choice import check_engine
-from bamboo.pretrain.meeting import Meeting
 from bamboo.pretrain.pool import open_pool
 from bamboo.pretrain.run import Run
-from bamboo.pretrain.signals import StopSignals
-from bamboo.pretrain.snapshot import take_snapshot
+from bamboo.pretrain.settings.pretrain import PretrainSettings
+from bamboo.pretrain.stopping.signals import StopSignals
 
 
 def main(file: Path) -> None:

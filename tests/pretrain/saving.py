@@ -10,10 +10,10 @@ import torch
 
 from bamboo.model_zoo.ranks import ALONE, Ranks
 from bamboo.pretrain.average import create_average
-from bamboo.pretrain.checkpoint import CheckpointFolder
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder
+from bamboo.pretrain.checkpoints.meeting import Meeting
+from bamboo.pretrain.checkpoints.snapshot import Position, Snapshot, take_snapshot
 from bamboo.pretrain.engines.plain import PlainEngine
-from bamboo.pretrain.meeting import Meeting
-from bamboo.pretrain.snapshot import Position, Snapshot, take_snapshot
 
 
 def engine_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, ranks: Ranks = ALONE) -> PlainEngine:

@@ -23,9 +23,9 @@ from bamboo.datasets.stream.assemble import Columns
 from bamboo.datasets.stream.batches import TrainBatches
 from bamboo.datasets.stream.loader import load_batches
 from bamboo.datasets.stream.stages import StageClock
-from bamboo.pretrain.config import ModelSettings, PretrainSettings, RunSettings
-from bamboo.pretrain.data_config import DataSettings
 from bamboo.pretrain.pool import open_pool, shards_read
+from bamboo.pretrain.settings.data import DataSettings
+from bamboo.pretrain.settings.pretrain import ModelSettings, PretrainSettings, RunSettings
 from tests.loopback import Loopback, loopback
 
 SHARDS, SAMPLES = 32, 4  # and samples a shard

@@ -19,12 +19,12 @@ from bamboo.model_zoo.backbone import create_model, open_backbone
 from bamboo.model_zoo.export import read_weights
 from bamboo.model_zoo.preprocessing import Normalize
 from bamboo.model_zoo.ranks import start_ranks
-from bamboo.pretrain.config import PretrainSettings
-from bamboo.pretrain.duration import Lengths
 from bamboo.pretrain.evaluators.classify import evaluate
 from bamboo.pretrain.log import read_log
 from bamboo.pretrain.meter import Meter, training_flops
 from bamboo.pretrain.phases import plan_phases
+from bamboo.pretrain.settings.duration import Lengths
+from bamboo.pretrain.settings.pretrain import PretrainSettings
 from tests.pretrain.launch import finish, kill_group, options, rank_processes, start, wait_for_step
 
 CHANGES = (

@@ -16,15 +16,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bamboo.pretrain.checkpoint
+import bamboo.pretrain.checkpoints.checkpoint
 from bamboo.cli.errors import DataError
 from bamboo.datasets.atomic import sha256_json
 from bamboo.model_zoo.run_checkpoints import RunCheckpoint
 from bamboo.model_zoo.tensor_files import FileFacts, TensorFile
-from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.plain_values import from_plain, to_plain
+from bamboo.pretrain.checkpoints.snapshot import Position, Snapshot, own_pieces
 from bamboo.pretrain.engines.held import Held
-from bamboo.pretrain.plain_values import from_plain, to_plain
-from bamboo.pretrain.snapshot import Position, Snapshot, own_pieces
 from tests.pretrain.saving import engine_of, save, save_all, snapshots, trained
 
 GOLDEN = Path(__file__).parent / "golden" / "version_1"
@@ -332,7 +332,7 @@ def test_a_full_disk_on_one_rank_keeps_the_last_good_one(tmp_path: Path, monkeyp
     """ENOSPC on one of three ranks: the same error on all, with rank and file; no half folder stays, the one before is whole."""
     folder = CheckpointFolder(tmp_path, keep=2)
     before = save(folder, 1, 3)
-    write = bamboo.pretrain.checkpoint.write_tensor_file
+    write = bamboo.pretrain.checkpoints.checkpoint.write_tensor_file
 
     def full(path: Path, tensors: dict[str, torch.Tensor]) -> FileFacts:
         if path.name == f"optimizer-0000{culprit + 1}-of-00003.safetensors":
@@ -340,7 +340,7 @@ def test_a_full_disk_on_one_rank_keeps_the_last_good_one(tmp_path: Path, monkeyp
         return write(path, tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bamboo.pretrain.checkpoint.write_tensor_file", full)
+        patch.setattr("bamboo.pretrain.checkpoints.checkpoint.write_tensor_file", full)
         with pytest.raises(OSError, match=rf"No space left on device \(on rank {culprit}\): .*optimizer-0000{culprit + 1}-of-00003"):
             save(folder, 2, 3)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step-00000001"]

@@ -4,8 +4,8 @@ import pytest
 
 from bamboo.cli.config import build
 from bamboo.cli.errors import UserError
-from bamboo.pretrain.config import RunSettings
-from bamboo.pretrain.duration import Lengths
+from bamboo.pretrain.settings.duration import Lengths
+from bamboo.pretrain.settings.pretrain import RunSettings
 
 
 @pytest.mark.parametrize(

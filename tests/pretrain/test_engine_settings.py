@@ -9,11 +9,11 @@ import torch
 
 from bamboo.cli.errors import UserError
 from bamboo.cli.main import main
-from bamboo.pretrain.config import EngineSettings, OptimizerSettings
 from bamboo.pretrain.engines.compatible import BY_ROWS, COUNTING_BY_GROUP, ELEMENTWISE, optimizer_problem
 from bamboo.pretrain.engines.deepspeed_json import derive, merge, read_json
 from bamboo.pretrain.engines.portable import by_name, check_groups, group_names
 from bamboo.pretrain.optimizer import create_optimizer
+from bamboo.pretrain.settings.pretrain import EngineSettings, OptimizerSettings
 from tests.pretrain.launch import options
 
 OURS: dict[str, Any] = {

@@ -15,7 +15,7 @@ import torch
 
 from bamboo.cli.main import main
 from bamboo.model_zoo.export import read_weights
-from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
 from bamboo.pretrain.log import read_log
 from tests.doc_blocks import offer_block, read_block
 from tests.pretrain.launch import ENVIRONMENT, options

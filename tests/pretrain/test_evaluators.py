@@ -22,14 +22,14 @@ from bamboo.model_zoo.export import read_card, read_weights
 from bamboo.model_zoo.features import extract_features
 from bamboo.model_zoo.ranks import Ranks, start_ranks
 from bamboo.pretrain.batches import RunBatches
-from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.evaluators.features import Extraction, Gathered
 from bamboo.pretrain.evaluators.opened import open_evaluators
 from bamboo.pretrain.evaluators.scoring import score_downstream
 from bamboo.pretrain.log import read_log
 from bamboo.pretrain.pool import open_pool
-from bamboo.pretrain.preemption import StopRequested, Vote
-from bamboo.pretrain.signals import StopSignals
+from bamboo.pretrain.settings.pretrain import PretrainSettings
+from bamboo.pretrain.stopping.preemption import StopRequested, Vote
+from bamboo.pretrain.stopping.signals import StopSignals
 from tests.faults.test_kill import trace
 from tests.faults.test_preemption import Boundaries
 from tests.pretrain.hard_set import COUNTS, draw, evaluators

@@ -23,24 +23,24 @@ from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
 from bamboo.model_zoo.ranks import Ranks, start_ranks
 from bamboo.pretrain.average import create_average
-from bamboo.pretrain.collector import Collector
-from bamboo.pretrain.deadline import Deadlines, Whereabouts, late
-from bamboo.pretrain.duration import Lengths
 from bamboo.pretrain.engines.plain import PlainEngine
-from bamboo.pretrain.health import Health
-from bamboo.pretrain.health_config import HealthSettings
+from bamboo.pretrain.guards.collector import Collector
+from bamboo.pretrain.guards.deadline import Deadlines, Whereabouts, late
+from bamboo.pretrain.guards.health import Health
+from bamboo.pretrain.guards.nonfinite import all_finite
+from bamboo.pretrain.guards.spikes import Spikes
 from bamboo.pretrain.log import Loggers, read_log
 from bamboo.pretrain.meter import Meter
-from bamboo.pretrain.nonfinite import all_finite
 from bamboo.pretrain.objective import Objective
-from bamboo.pretrain.objective_config import ObjectiveSettings
-from bamboo.pretrain.operations import EVALUATION, LOGGING, SAVING
 from bamboo.pretrain.optimizer import create_optimizer
-from bamboo.pretrain.optimizer_config import OptimizerSettings
-from bamboo.pretrain.preemption import Vote
+from bamboo.pretrain.profiling.operations import EVALUATION, LOGGING, SAVING
 from bamboo.pretrain.schedule import create_schedule
-from bamboo.pretrain.signals import StopSignals
-from bamboo.pretrain.spikes import Spikes
+from bamboo.pretrain.settings.duration import Lengths
+from bamboo.pretrain.settings.health import HealthSettings
+from bamboo.pretrain.settings.objective import ObjectiveSettings
+from bamboo.pretrain.settings.optimizer import OptimizerSettings
+from bamboo.pretrain.stopping.preemption import Vote
+from bamboo.pretrain.stopping.signals import StopSignals
 from bamboo.pretrain.trainer import Cadence, Trainer
 from tests.pretrain.launch import options
 
@@ -252,7 +252,7 @@ def test_a_job_that_was_suspended_is_not_late(tmp_path: Path, monkeypatch: pytes
     """The clock goes on by an hour while no thread runs, with a limit of a second: nothing ends; then it does after that second."""
     ahead_s, ended = [0.0], threading.Event()
     clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_s[0], sleep=time.sleep)
-    monkeypatch.setattr("bamboo.pretrain.deadline.time", clock)
+    monkeypatch.setattr("bamboo.pretrain.guards.deadline.time", clock)
     settings, alone = HealthSettings(first_step_s=1, step_s=1), Ranks(0, 0, 1, torch.device("cpu"))
     with Deadlines(settings, alone, tmp_path, end=lambda code: ended.set()) as deadlines, deadlines.during(EVALUATION):
         ahead_s[0] = 3600.0

@@ -10,10 +10,10 @@ import pytest
 from bamboo.cli.errors import UserError
 from bamboo.pretrain.curves import draw_curves
 from bamboo.pretrain.log import JsonLines, read_log
-from bamboo.pretrain.log_config import WandbSettings
 from bamboo.pretrain.loggers.scalars import scalars, written_before
 from bamboo.pretrain.loggers.tensorboard import TensorBoard
 from bamboo.pretrain.loggers.wandb import Wandb
+from bamboo.pretrain.settings.loggers import WandbSettings
 
 
 def row(step: int, loss: float) -> dict[str, object]:

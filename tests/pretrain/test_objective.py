@@ -6,8 +6,8 @@ import torch
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torchvision.transforms import v2
 
-from bamboo.pretrain.config import ObjectiveSettings
 from bamboo.pretrain.objective import Objective, _box
+from bamboo.pretrain.settings.pretrain import ObjectiveSettings
 
 
 def batch(num_images: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

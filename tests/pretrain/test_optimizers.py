@@ -12,7 +12,7 @@ from bamboo.model_zoo.export import read_weights
 from bamboo.pretrain.engines.portable import group_names, portable_groups
 from bamboo.pretrain.log import read_log
 from bamboo.pretrain.optimizer import create_optimizer
-from bamboo.pretrain.optimizer_config import OptimizerSettings
+from bamboo.pretrain.settings.optimizer import OptimizerSettings
 from tests.pretrain.launch import options
 
 Weights = dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bamboo.cli.main import main
-from bamboo.pretrain.checkpoint import CheckpointFolder
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder
 from tests.pretrain.launch import options
 from tests.pretrain.saving import save
 

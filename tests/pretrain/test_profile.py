@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bamboo.cli.main import main
 from bamboo.pretrain.log import read_log
-from bamboo.pretrain.time_shares import OTHER, Span, read_trace, sweep, time_shares
+from bamboo.pretrain.profiling.time_shares import OTHER, Span, read_trace, sweep, time_shares
 from tests.pretrain.launch import options, train
 
 _SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 3), st.sampled_from("abc")), max_size=12)

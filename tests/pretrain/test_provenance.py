@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bamboo.cli.main import main
-from bamboo.pretrain import provenance
-from bamboo.pretrain.checkout import Checkout, read_checkout
-from bamboo.pretrain.machine import Machine, cpu_model, driver_version
-from bamboo.pretrain.provenance import environment, nodes, record_start
+from bamboo.pretrain.record import provenance
+from bamboo.pretrain.record.checkout import Checkout, read_checkout
+from bamboo.pretrain.record.machine import Machine, cpu_model, driver_version
+from bamboo.pretrain.record.provenance import environment, nodes, record_start
 from tests.pretrain.launch import options
 
 

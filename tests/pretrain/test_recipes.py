@@ -14,9 +14,9 @@ from bamboo.cli.arguments import parse
 from bamboo.cli.config import build, dump, load, to_yaml
 from bamboo.cli.main import main
 from bamboo.model_zoo.backbone import create_model, open_backbone
-from bamboo.pretrain.config import PretrainSettings
 from bamboo.pretrain.log import read_log
 from bamboo.pretrain.optimizer import create_optimizer
+from bamboo.pretrain.settings.pretrain import PretrainSettings
 from bamboo.slurm.job_settings import SubmitSettings
 from bamboo.slurm.script import render_job
 

@@ -12,7 +12,7 @@ import torch
 from bamboo.cli.main import main
 from bamboo.datasets.shards import Shards
 from bamboo.model_zoo.backbone import open_backbone
-from bamboo.pretrain.checkpoint import CheckpointFolder, read_checkpoint
+from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
 from bamboo.pretrain.log import read_log
 from tests.conftest import pack, write_pool
 from tests.pretrain.launch import options

@@ -9,9 +9,9 @@ from timm.scheduler import create_scheduler_v2
 
 from bamboo.cli.config import build
 from bamboo.cli.errors import UserError
-from bamboo.pretrain.duration import Lengths
-from bamboo.pretrain.optimizer_config import OptimizerSettings
 from bamboo.pretrain.schedule import create_schedule
+from bamboo.pretrain.settings.duration import Lengths
+from bamboo.pretrain.settings.optimizer import OptimizerSettings
 
 SCALES = (1.0, 0.75, 0.5625)
 

@@ -17,9 +17,9 @@ import pytest
 from bamboo.cli.errors import UserError
 from bamboo.cli.main import main
 from bamboo.pretrain.log import JsonLines
-from bamboo.pretrain.log_config import WandbSettings
 from bamboo.pretrain.loggers import wandb as ours
 from bamboo.pretrain.loggers.wandb import Wandb, answers
+from bamboo.pretrain.settings.loggers import WandbSettings
 from tests.pretrain.launch import finish, options, wait_for_step
 from tests.pretrain.launch import start as begin
 

@@ -18,7 +18,7 @@ from bamboo.datasets.augment.views import RAND_AUGMENT, training_view
 from bamboo.datasets.counters import key, uniforms
 from bamboo.datasets.stream.batches import Columns
 from bamboo.datasets.stream.loader import load_batches
-from bamboo.pretrain.data_config import DataSettings
+from bamboo.pretrain.settings.data import DataSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = TrainView(40, scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, interpolation="bicubic")

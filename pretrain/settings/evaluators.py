@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..cli.config import settings
+from ...cli.config import settings
 from .duration import Duration, is_nothing
 
 VAL = "val"

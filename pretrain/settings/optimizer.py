@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..cli.config import settings
-from .data_config import NonNegative
+from ...cli.config import settings
+from .data import NonNegative
 from .duration import Duration, is_nothing
 
 _WARMUP_LR, _DECAY_EVERY, _DECAY_RATE = 1e-6, "30 %", 0.1

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..cli.errors import DataError
-from ..model_zoo.tensor_files import InMemory, Stored, TensorFile
+from ...cli.errors import DataError
+from ...model_zoo.tensor_files import InMemory, Stored, TensorFile
 
 FILES_1 = ("model.safetensors", "ema.safetensors", "optimizer.pt")
 

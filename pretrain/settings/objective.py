@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..cli.config import settings
-from .data_config import Fraction, NonNegative
+from ...cli.config import settings
+from .data import Fraction, NonNegative
 
 
 @settings

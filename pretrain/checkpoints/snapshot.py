@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..model_zoo.ranks import Ranks
-from ..model_zoo.tensor_files import DTYPE_NAMES
-from .average import Average
-from .engines.engine import Engine
-from .engines.held import Held
+from ...model_zoo.ranks import Ranks
+from ...model_zoo.tensor_files import DTYPE_NAMES
+from ..average import Average
+from ..engines.engine import Engine
+from ..engines.held import Held
 from .plain_values import to_plain
 
 

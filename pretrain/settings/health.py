@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..cli.config import settings
+from ...cli.config import settings
 
 _MOST_IN_A_ROW = 10
 _MARGIN_S = 60.0

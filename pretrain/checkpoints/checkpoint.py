@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli.errors import DataError
-from ..datasets.atomic import fsync_folder, publish_folder, sha256_json, write_text
-from ..model_zoo.ranks import ALONE, Ranks
-from ..model_zoo.run_checkpoints import (
+from ...cli.errors import DataError
+from ...datasets.atomic import fsync_folder, publish_folder, sha256_json, write_text
+from ...model_zoo.ranks import ALONE, Ranks
+from ...model_zoo.run_checkpoints import (
     FORMAT,
     STATE_NAME,
     VERSION,
@@ -30,8 +30,8 @@ from ..model_zoo.run_checkpoints import (
     read_state,
     stray_fault,
 )
-from ..model_zoo.tensor_files import Stored, write_tensor_file
-from .evaluator_config import VAL
+from ...model_zoo.tensor_files import Stored, write_tensor_file
+from ..settings.evaluators import VAL
 from .first_version import FILES_1, read_first_version
 from .meeting import Meeting
 from .plain_values import from_plain

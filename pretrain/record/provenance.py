@@ -20,15 +20,15 @@ import timm
 import torch
 import torchvision
 
-from ..cli.config import dump
-from ..datasets.atomic import write_bytes, write_json
-from ..datasets.plan.sources import parse_source
-from ..datasets.remote.locations import redacted
-from ..model_zoo.ranks import Ranks
+from ...cli.config import dump
+from ...datasets.atomic import write_bytes, write_json
+from ...datasets.plan.sources import parse_source
+from ...datasets.remote.locations import redacted
+from ...model_zoo.ranks import Ranks
+from ..pool import Pool
+from ..settings.pretrain import PretrainSettings
 from .checkout import MOST_DIFF_BYTES, Checkout, read_checkout, source_checkout
-from .config import PretrainSettings
 from .machine import Machine, accelerator_versions, package_version
-from .pool import Pool
 
 FILE_NAME, DIFF_NAME = "run.json", "git.diff"
 

@@ -60,7 +60,7 @@ def read_checkout(folder: Path) -> Checkout | str:
 
 def source_checkout() -> Checkout | str:
     """Returns the checkout that this code runs from, or why there is none: it is installed."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     found = read_checkout(root)
     if isinstance(found, Checkout) and found.folder.resolve() != root:
         return "not a checkout of its own"  # e.g. a virtual environment inside somebody's repository

@@ -5,11 +5,11 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from ..cli.config import build, dump, settings
-from ..cli.errors import UserError
-from .data_config import DataSettings
+from ...cli.config import build, dump, settings
+from ...cli.errors import UserError
+from .data import DataSettings
 from .duration import Duration
-from .objective_config import ObjectiveSettings
+from .objective import ObjectiveSettings
 
 Section = TypeVar("Section")
 

@@ -6,9 +6,9 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli.arguments import parse
-from ..cli.errors import EXIT_RESUMABLE, UserError
-from .config import PretrainSettings
+from ...cli.arguments import parse
+from ...cli.errors import EXIT_RESUMABLE, UserError
+from ..settings.pretrain import PretrainSettings
 
 MODULE = "bamboo.pretrain"
 

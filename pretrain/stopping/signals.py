@@ -6,7 +6,7 @@ import threading
 import time
 from types import FrameType, TracebackType
 
-from ..cli.errors import EXIT_RESUMABLE
+from ...cli.errors import EXIT_RESUMABLE
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

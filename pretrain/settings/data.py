@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..cli.config import settings
-from ..datasets.augment.crops import Interpolation
-from ..datasets.augment.erasing import EraseMode
-from ..datasets.augment.rand_augment import parse_policy
-from ..datasets.augment.views import RAND_AUGMENT, Augment
-from ..datasets.stream.loader import WorkerKind
+from ...cli.config import settings
+from ...datasets.augment.crops import Interpolation
+from ...datasets.augment.erasing import EraseMode
+from ...datasets.augment.rand_augment import parse_policy
+from ...datasets.augment.views import RAND_AUGMENT, Augment
+from ...datasets.stream.loader import WorkerKind
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]

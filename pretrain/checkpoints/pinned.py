@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cli.config import dump, leaves
-from ..cli.errors import UserError
-from .config import PretrainSettings
+from ...cli.config import dump, leaves
+from ...cli.errors import UserError
+from ..settings.pretrain import PretrainSettings
 
 _PINNED = ("model", "objective", "optimizer")  # besides the parts of data and run that change the stream or the numbers
 _PINNED_DATA = (

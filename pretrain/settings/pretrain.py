@@ -6,17 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..cli.config import settings
-from ..datasets.plan.sources import parse_source
-from .changes_config import Change, Stretch, change_problems, stretches
-from .data_config import Count, DataSettings, Fraction, SamplingSettings
+from ...cli.config import settings
+from ...datasets.plan.sources import parse_source
+from ..engines.compatible import optimizer_problem
+from .changes import Change, Stretch, change_problems, stretches
+from .data import Count, DataSettings, Fraction, SamplingSettings
 from .duration import Duration, is_nothing
-from .engines.compatible import optimizer_problem
-from .evaluator_config import VAL, Evaluators, name_problems
-from .health_config import HealthSettings
-from .log_config import ProfileSettings, WandbSettings, unused
-from .objective_config import ObjectiveSettings
-from .optimizer_config import OptimizerSettings
+from .evaluators import VAL, Evaluators, name_problems
+from .health import HealthSettings
+from .loggers import ProfileSettings, WandbSettings, unused
+from .objective import ObjectiveSettings
+from .optimizer import OptimizerSettings
 
 
 @settings

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..cli.config import settings
+from ...cli.config import settings
 
 Count = Annotated[int, Field(gt=0)]
 

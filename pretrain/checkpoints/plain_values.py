@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from ..cli.errors import DataError
-from ..model_zoo.tensor_files import DTYPE_NAMES, DTYPES
+from ...cli.errors import DataError
+from ...model_zoo.tensor_files import DTYPE_NAMES, DTYPES
 
 
 def to_plain(value: Any) -> Any:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from ..cli.errors import DataError
-from ..datasets.atomic import write_json
-from ..model_zoo.ranks import Ranks
-from .average import Average
+from ...cli.errors import DataError
+from ...datasets.atomic import write_json
+from ...model_zoo.ranks import Ranks
+from ..average import Average
+from ..engines.engine import Engine
+from ..settings.health import HealthSettings
+from ..tally import Fault, Figures, Tally
 from .collector import Collector
-from .engines.engine import Engine
-from .health_config import HealthSettings
 from .nonfinite import Nonfinite, Skip, Stop, all_finite
 from .spikes import Spikes
-from .tally import Fault, Figures, Tally
 
 REPORT_NAME = "nonfinite.json"
 _NAMED = 8  # sample ids in a message; the report has them all

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from ..datasets.atomic import write_json, write_text
-from ..model_zoo.ranks import Ranks
-from .config import PretrainSettings
-from .log_config import ProfileSettings
+from ...datasets.atomic import write_json, write_text
+from ...model_zoo.ranks import Ranks
+from ..settings.loggers import ProfileSettings
+from ..settings.pretrain import PretrainSettings
 from .operations import Operations
 from .time_shares import MARK, Share, read_trace, time_shares
 

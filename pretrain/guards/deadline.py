@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..cli.errors import EXIT_FAILURE
-from ..datasets.atomic import write_json
-from ..datasets.stream.watchdog import stacks
-from ..model_zoo.ranks import Ranks
-from .health_config import HealthSettings
-from .operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, VOTE
+from ...cli.errors import EXIT_FAILURE
+from ...datasets.atomic import write_json
+from ...datasets.stream.watchdog import stacks
+from ...model_zoo.ranks import Ranks
+from ..profiling.operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, VOTE
+from ..settings.health import HealthSettings
 
 FOLDER_NAME = "late"
 _WORDS = {

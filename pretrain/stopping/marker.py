@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.errors import EXIT_RESUMABLE, BambooError
-from ..datasets.atomic import write_json
+from ...cli.errors import EXIT_RESUMABLE, BambooError
+from ...datasets.atomic import write_json
 
 if TYPE_CHECKING:
-    from ..model_zoo.ranks import Ranks
+    from ...model_zoo.ranks import Ranks
 
 MARKER_NAME = "ended.json"
 MARKER_VARIABLE = "BAMBOO_ENDED_FILE"
