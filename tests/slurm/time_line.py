@@ -37,7 +37,12 @@ def time_line(folder: Path, log: str, last: int) -> str:
         events += [(time.strftime("%F %T", time.localtime(row["time"])), f"run: {kind}, step {row['step']}") for row in rows]
     for moment, said in re.findall(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)$", log, re.MULTILINE):
         events.append((moment, "script: " + said.partition(", rendezvous")[0]))
-    return "".join(f"{moment.split()[1]}  {what}\n" for moment, what in sorted(events, key=lambda event: event[0]))
+    return "".join(f"{moment.split()[1]}  {what}\n" for moment, what in sorted(events, key=_place))
+
+
+def _place(event: tuple[str, str]) -> tuple[str, int]:
+    """Returns what events are sorted by: the time and, within the second that the script's clock tells, the course they must take."""
+    return event[0], next((at for at, words in enumerate(_COURSE) if re.fullmatch(words, event[1])), len(_COURSE))
 
 
 def refuse(text: str) -> str:
