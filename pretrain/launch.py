@@ -19,6 +19,7 @@ _DEFAULTS = {
     # Restarted ranks must not read the dead ones' addresses from a store that outlives them, and hang: pytorch issues 135712, 167288.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",  # torchrun's --signals-to-handle, which has no SIGUSR1
+    "PET_SHUTDOWN_TIMEOUT": "240",  # its --shutdown-timeout, else 30 s: ranks that are told to stop may have much to save
 }
 
 

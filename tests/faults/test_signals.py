@@ -1,13 +1,17 @@
 """The listener for signals, and the launcher that keeps exit code 75, in processes of their own."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from torch.distributed import run
+from torch.distributed.launcher import api
 
 from bamboo.cli.errors import EXIT_RESUMABLE
+from bamboo.pretrain import launch
 from bamboo.pretrain.stopping.signals import SIGNALS, StopSignals
 
 WAITING = """
@@ -67,6 +71,18 @@ def test_the_handlers_of_before_are_put_back() -> None:
         assert heard.number == signal.SIGUSR1
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_the_launcher_gives_ranks_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun's own parser makes of the launcher's defaults, and of options that say otherwise."""
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("PET_")})
+    monkeypatch.setattr(api, "LocalElasticAgent", api.LocalElasticAgent)
+    parsed = []
+    monkeypatch.setattr(run, "main", lambda argv: parsed.append(run.parse_args(argv)))
+    for options in ([], ["--shutdown-timeout", "7", "--signals-to-handle", "SIGTERM"]):
+        assert launch.main([*options, "-m", "module"]) == 0
+    assert [args.shutdown_timeout for args in parsed] == [240, 7]
+    assert ["SIGUSR1" in args.signals_to_handle for args in parsed] == [True, False]
 
 
 @pytest.mark.slow
