@@ -26,6 +26,7 @@ SETTINGS = {
     "run.log_every": "2 steps",
     "run.ema_decay": "0.9",
     "run.accumulate": "2",
+    "data.val": "null",
     "health.nonfinite": "skip",
 }
 FAULTS = {1: "loss", 3: "value", 4: "gradient", 8: "loss"}

@@ -29,7 +29,7 @@ MODELS: dict[str, dict[str, str]] = {"ViT": {}, "ResNet": {"model.name": "test_r
 SETTINGS = {
     "run.checkpoint_every": "1 steps",
     "run.keep_checkpoints": "9",
-    "run.eval_every": "100 steps",
+    "data.val": "null",  # an evaluation and its picture take as long as all the steps of such a run
     "run.global_batch_size": "24",
     "run.ema_decay": "0.9",
     "run.accumulate": "2",
