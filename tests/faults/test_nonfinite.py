@@ -102,8 +102,7 @@ def test_one_process_skips(pool: Path, tmp_path: Path, settings: dict[str, str])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", list(MODELS))
-@pytest.mark.parametrize("clip", [{}, {"optimizer.clip_norm": "1.0"}], ids=["", "clipped"])
+@pytest.mark.parametrize(("model", "clip"), [("ResNet", {}), ("ViT", {"optimizer.clip_norm": "1.0"})])
 def test_every_engine_skips(pool: Path, tmp_path: Path, model: str, clip: dict[str, str]) -> None:
     """NaN on rank 1 of 2 only: every engine's skipped steps equal those of a run that never made them, bit for bit."""
     check_skips(pool, tmp_path, ENGINES, {**MODELS[model], **clip}, 2)
