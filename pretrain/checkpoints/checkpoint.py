@@ -84,7 +84,7 @@ class CheckpointFolder:
                 return final
             reports = meeting.all_do(functools.partial(_write_part, temporary, snapshot, meeting))
             meeting.first_does(functools.partial(self._publish, temporary, final, snapshot, reports))
-        except BaseException:
+        except BaseException:  # whatever ends it, also on another rank: nothing half-written stays
             if meeting.is_first and temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
