@@ -28,7 +28,7 @@ from provenance import best_ratio, interleave, provenance, ratios, spread, write
 from streams import Pictures, make_shards
 from training_loops import BambooLoop, BareLoop, Case, Loop, TimmLoop, clock
 
-from bamboo.model_zoo.ranks import Ranks, start_ranks
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.pretrain.meter import peak_flops, training_flops
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-5, "args": {"fused": True}}

@@ -39,10 +39,10 @@ import torch
 from provenance import provenance, write_results
 from sklearn.linear_model import LogisticRegression
 
+from bamboo.datasets.feature_folder import read_features
 from bamboo.linear_probe.solver.lbfgs import History, decrement_below, minimise
 from bamboo.linear_probe.solver.path import sweep
 from bamboo.linear_probe.solver.problem import Problem, full_float32
-from bamboo.model_zoo.features import read_features
 
 GRID = tuple(10.0 ** (2.0 - step / 4.0) for step in range(45))  # λ / n over the mean eigenvalue of the Gram matrix, as `standard`
 TOLERANCE, FLOOR_SHARE = 1e-4, 0.01

@@ -21,9 +21,9 @@ import torch
 from provenance import best_ratio, provenance, ratios, spread, write_results
 from training_loops import SMOOTHING, bare_step, make_batches
 
+from bamboo.datasets.ranks import start_ranks
 from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
-from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.engines.plain import PlainEngine
 from bamboo.pretrain.guards.health import Health

@@ -15,10 +15,10 @@ from timm.optim import create_optimizer_v2
 from torch.nn.functional import cross_entropy
 
 from bamboo.cli.config import build
+from bamboo.datasets.ranks import Ranks
 from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.backbone import create_model
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
-from bamboo.model_zoo.ranks import Ranks
 from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.batches import RunBatches
 from bamboo.pretrain.engines.choice import open_engine

@@ -20,7 +20,7 @@ from ..cli.config import settings
 from .cell_settings import CellSettings
 
 if TYPE_CHECKING:
-    from ..model_zoo.ranks import Ranks
+    from ..datasets.ranks import Ranks
     from .probe import Cell, CellFeatures
     from .results import ResultRow
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 def run_probe(config: ProbeSettings) -> int:
     """Evaluates one cell, or prints the row that it has, and returns the exit code."""
     from ..datasets.downstream.sets import describe  # torch is imported only once the settings are known to be right
-    from ..model_zoo.ranks import start_ranks
+    from ..datasets.ranks import start_ranks
     from .probe import evaluate_cell
     from .results import FILE_NAME
     from .subsets import parse_subset

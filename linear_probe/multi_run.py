@@ -167,7 +167,7 @@ def _carry_out(config: MultiRunSettings, tasks: Sequence[Task], start: Path, boa
 
 
 def _here(config: MultiRunSettings, tasks: Sequence[Task], start: Path, watch: "Watcher") -> None:
-    from ..model_zoo.ranks import start_ranks
+    from ..datasets.ranks import start_ranks
     from .matrix.worker import Worker
     from .probe import Extraction
 

@@ -15,9 +15,10 @@ import torch
 
 from ..datasets.atomic import sha256_json
 from ..datasets.downstream.sets import OpenedSplit, describe, open_both
+from ..datasets.feature_folder import FeatureFolder
+from ..datasets.ranks import Ranks
 from ..model_zoo.backbone import Backbone
-from ..model_zoo.features import FeatureFolder, extract_features
-from ..model_zoo.ranks import Ranks
+from ..model_zoo.features import extract_features
 from .cell_folder import read_row, write_folder
 from .metrics import Metric
 from .protocols.outcome import Labels, Outcome, Protocol, Rows

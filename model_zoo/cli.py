@@ -47,10 +47,10 @@ SETTINGS = {"": FeaturesSettings}
 def main(argv: Sequence[str]) -> int:
     """Runs `bamboo features` and returns its exit code."""
     config = parse(FeaturesSettings, argv, prog="bamboo features", doc=__doc__ or "", positional=("checkpoint", "data"))
+    from ..datasets.ranks import start_ranks
     from ..datasets.shards import Shards  # torch is imported only once the settings are known to be right
     from .backbone import open_backbone
     from .features import extract_features
-    from .ranks import start_ranks
 
     shards = Shards.open(config.data)
     ranks = start_ranks(config.device)

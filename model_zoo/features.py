@@ -21,30 +21,18 @@ import numpy.typing as npt
 import timm
 import torch
 
-from ..cli.errors import DataError, UserError
+from ..cli.errors import DataError
 from ..cli.progress import Progress
-from ..datasets.atomic import atomic_file, sha256_file, sha256_json, write_json
+from ..datasets.atomic import atomic_file, sha256_json
+from ..datasets.feature_folder import FEATURES_NAME, FeatureFolder, Matrix, finish_features, is_finished, read_finished
+from ..datasets.ranks import Ranks
 from ..datasets.stores import ImageStore
 from ..datasets.stream.batches import EvalBatches
 from ..datasets.stream.loader import load_batches
 from .backbone import Backbone, Precision
-from .ranks import Ranks
 
 PART_ROWS = 4096
 _WORD_EVERY_S = 60.0  # less than any patience of a process group
-
-Matrix = npt.NDArray[np.float32] | npt.NDArray[np.float16]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeatureFolder:
-    """A finished feature folder; `features` is a memory map."""
-
-    path: Path
-    features: Matrix
-    labels: npt.NDArray[np.int64]
-    manifest: dict[str, Any]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extraction:
@@ -92,19 +80,7 @@ def extract_features(
                 ranks.barrier()
             if ranks.is_first:  # whoever waits for it looks at the manifest next
                 (folder / ".lock").unlink(missing_ok=True)
-    return _read_finished(folder, identity)
-
-
-def read_features(folder: Path) -> FeatureFolder:
-    """Returns a finished feature folder, whoever made it.
-
-    Raises:
-        UserError: when it is none, or unfinished.
-        DataError: when its files do not match its manifest.
-    """
-    if not _is_finished(folder):
-        raise UserError(f"{folder}: not a finished feature folder; make one with: bamboo features")
-    return _read_finished(folder, None)
+    return read_finished(folder, identity)
 
 
 def _identity(backbone: Backbone, store: ImageStore, precision: Precision) -> dict[str, Any]:
@@ -116,13 +92,9 @@ def _identity(backbone: Backbone, store: ImageStore, precision: Precision) -> di
     }
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / "manifest.json").exists()
-
-
 def _is_finished_for(folder: Path, ranks: Ranks) -> bool:
     """Returns what rank 0 sees, on every rank."""
-    return ranks.from_first(str(ranks.is_first and _is_finished(folder))) == "True"
+    return ranks.from_first(str(ranks.is_first and is_finished(folder))) == "True"
 
 
 @contextlib.contextmanager
@@ -143,20 +115,6 @@ def _acquired(lock: filelock.BaseFileLock) -> bool:
     except filelock.Timeout:
         return False
     return True
-
-
-def _read_finished(folder: Path, identity: dict[str, Any] | None) -> FeatureFolder:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if identity is not None and sha256_json(manifest["identity"]) != sha256_json(identity):
-            raise DataError(f"{folder}: made from something else than its name says; remove it and run again")
-        if list(features.shape) != manifest["shape"] or len(labels) != len(features):
-            raise DataError(f"{folder}: features are {features.shape}, the manifest says {manifest['shape']}; remove it and run again")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: damaged ({error}); remove it and run again") from None
-    return FeatureFolder(folder, features, labels, manifest)
 
 
 def _make_parts(backbone: Backbone, store: ImageStore, folder: Path, how: Extraction, ranks: Ranks, what: str) -> None:
@@ -217,24 +175,13 @@ def _join_parts(folder: Path, store: ImageStore, identity: dict[str, Any]) -> No
     parts = [_part_path(folder, part) for part in range(-(-len(store) // PART_ROWS))]
     first = np.load(parts[0], mmap_mode="r", allow_pickle=False)
     shape = (len(store), first.shape[1])
-    with atomic_file(folder / "features.npy") as file:
+    with atomic_file(folder / FEATURES_NAME) as file:
         header = {"descr": numpy.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
         numpy.lib.format.write_array_header_1_0(file, header)
         for path in parts:
             file.write(np.load(path, allow_pickle=False).tobytes())
-    with atomic_file(folder / "labels.npy") as file:
-        np.save(file, np.asarray(store.labels, np.int64))
-    manifest = {
-        "format": "bamboo-features",
-        "version": 1,
-        "identity": identity,
-        "shape": list(shape),
-        "dtype": str(first.dtype),
-        "classes": store.class_names,
-        "features_sha256": sha256_file(folder / "features.npy"),
-        "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
-    }
-    write_json(folder / "manifest.json", manifest)
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()}
+    finish_features(folder, np.asarray(store.labels, np.int64), store.class_names, identity, versions)
     for path in parts:
         path.unlink()
 

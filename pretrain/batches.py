@@ -6,13 +6,13 @@ from collections.abc import Generator, Iterator
 from ..datasets.augment.crops import EvalView, TrainView, View
 from ..datasets.augment.views import training_view
 from ..datasets.plan.order import SampleOrder
+from ..datasets.ranks import Ranks
 from ..datasets.shards import Shards
 from ..datasets.stream.batches import Batch, BatchSource, EvalBatches, TrainBatches
 from ..datasets.stream.feed import HOLD, feed
 from ..datasets.stream.loader import Loader
 from ..datasets.stream.policies import FAIL, BadSampleList, BadSamples
 from ..datasets.stream.watchdog import Watch
-from ..model_zoo.ranks import Ranks
 from .phases import Phases
 from .pool import Pool
 from .settings.data import DataSettings

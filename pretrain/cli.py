@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(config: PretrainSettings, signals: StopSignals) -> int:
-    from ..model_zoo.ranks import start_ranks  # torch is imported only once the settings are known to be right
+    from ..datasets.ranks import start_ranks  # torch is imported only once the settings are known to be right
     from .engines.choice import check_engine
     from .evaluators.opened import open_evaluators
     from .phases import describe_run, plan_phases

@@ -10,10 +10,10 @@ import torch
 
 from ..cli.errors import DataError, UserError
 from ..datasets.atomic import sha256_json
+from ..datasets.ranks import Ranks
 from ..model_zoo.backbone import create_model
 from ..model_zoo.export import Card, card_tree, write_export
 from ..model_zoo.preprocessing import Normalize, Preprocessing
-from ..model_zoo.ranks import Ranks
 from .average import create_average
 from .batches import RunBatches
 from .checkpoints.checkpoint import CheckpointFolder, read_checkpoint

@@ -15,8 +15,8 @@ from ..datasets.plan.order import SampleOrder
 from ..datasets.plan.rates import open_rates
 from ..datasets.plan.recipe import PlannedSource, PlanRecipe, rates_identity
 from ..datasets.plan.weighting import Weighting, compile_rates
+from ..datasets.ranks import Ranks
 from ..datasets.shards import Shards
-from ..model_zoo.ranks import Ranks
 from .columns import find_compiled
 from .pool import Pool
 from .settings.pretrain import PretrainSettings

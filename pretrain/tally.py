@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from ..datasets.counters import mix
+from ..datasets.ranks import Ranks
 from ..datasets.stream.batches import Batch
-from ..model_zoo.ranks import Ranks
 
 _T = TypeVar("_T")
 

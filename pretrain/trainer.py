@@ -11,9 +11,9 @@ import torch
 
 from ..datasets.counters import key
 from ..datasets.plan.slices import rank_slice
+from ..datasets.ranks import Ranks
 from ..datasets.stream.batches import Batch
 from ..model_zoo.preprocessing import Normalize
-from ..model_zoo.ranks import Ranks
 from .average import Average
 from .engines.engine import Engine
 from .guards.health import Health

@@ -130,7 +130,7 @@ def slots_for(processes: int, device: str) -> list[dict[str, str]]:
     """
     import torch  # seconds: only where workers are really started
 
-    from ...model_zoo.ranks import require_device
+    from ...datasets.ranks import require_device
 
     require_device(device)
     gpus: list[str] = []

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...cli.errors import DataError
 from ...datasets.atomic import fsync_folder, publish_folder, sha256_json, write_text
-from ...model_zoo.ranks import ALONE, Ranks
+from ...datasets.ranks import ALONE, Ranks
 from ...model_zoo.run_checkpoints import (
     FORMAT,
     STATE_NAME,

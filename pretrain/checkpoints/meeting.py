@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from ...cli.errors import BambooError, DataError
-from ...model_zoo.ranks import ALONE, Ranks
+from ...datasets.ranks import ALONE, Ranks
 
 PATIENCE = datetime.timedelta(minutes=30)
 """How long a rank is waited for that neither comes nor is seen to die."""

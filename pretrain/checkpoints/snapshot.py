@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ...model_zoo.tensor_files import DTYPE_NAMES
 from ..average import Average
 from ..engines.engine import Engine

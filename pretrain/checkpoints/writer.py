@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ...cli.errors import EXIT_RESUMABLE, BambooError
-from ...model_zoo.ranks import ALONE, Ranks
+from ...datasets.ranks import ALONE, Ranks
 from .checkpoint import CheckpointFolder
 from .meeting import Meeting
 from .snapshot import Snapshot

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ..settings.pretrain import PretrainSettings
 from .deepspeed_json import derive, merge, read_json
 from .engine import Engine

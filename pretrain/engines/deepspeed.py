@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ...cli.errors import missing_extra
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ...model_zoo.tensor_files import Stored
 from .engine import Engine, spare_of
 from .group import close_group, open_group

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...cli.errors import DataError
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ...model_zoo.tensor_files import Stored
 from .held import Held, whole
 from .portable import Moments, Names, by_name, check_groups, group_names, portable_groups

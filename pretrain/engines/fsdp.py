@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ...model_zoo.tensor_files import Stored
 from .engine import spare_of
 from .group import close_group, open_group

@@ -3,7 +3,7 @@
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 
 
 def open_group(ranks: Ranks) -> bool:

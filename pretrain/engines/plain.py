@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ...model_zoo.tensor_files import Stored
 from .engine import Engine
 from .held import Held, whole

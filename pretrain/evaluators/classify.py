@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ...cli.errors import DataError
+from ...datasets.ranks import Ranks
 from ...datasets.stream.batches import Batch
 from ...model_zoo.preprocessing import Normalize
-from ...model_zoo.ranks import Ranks
 from ..stopping.preemption import Vote
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...datasets.ranks import Ranks
 from ...datasets.shards import Shards
 from ...linear_probe.boundary import heeded
 from ...linear_probe.probe import Splits
 from ...model_zoo.backbone import Backbone, backbone_in_training
 from ...model_zoo.export import Card
 from ...model_zoo.preprocessing import Normalize
-from ...model_zoo.ranks import Ranks
 from ..average import Average
 from ..batches import RunBatches
 from ..curves import draw_curves

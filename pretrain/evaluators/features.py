@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from ...cli.errors import DataError
+from ...datasets.feature_folder import Matrix
+from ...datasets.ranks import Ranks
 from ...datasets.stores import ImageStore
 from ...datasets.stream.batches import EvalBatches
 from ...linear_probe.protocols.outcome import Rows
 from ...linear_probe.splits import Indices
 from ...model_zoo.backbone import Backbone, Precision
-from ...model_zoo.features import Matrix, SomeRows, alike_batches, as_stored
-from ...model_zoo.ranks import Ranks
+from ...model_zoo.features import SomeRows, alike_batches, as_stored
 from ..batches import RunBatches
 from ..stopping.preemption import Vote
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from ...cli.errors import EXIT_FAILURE
 from ...datasets.atomic import write_json
+from ...datasets.ranks import Ranks
 from ...datasets.stream.watchdog import stacks
-from ...model_zoo.ranks import Ranks
 from ..profiling.operations import AVERAGE, BACKWARD, DATA, EVALUATION, FORWARD, LOGGING, OPTIMIZER, SAVING, TRANSFER, VOTE
 from ..settings.health import HealthSettings
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from ...cli.errors import DataError
 from ...datasets.atomic import write_json
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ..average import Average
 from ..engines.engine import Engine
 from ..settings.health import HealthSettings

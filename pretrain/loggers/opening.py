@@ -5,7 +5,7 @@ from typing import Any
 
 from ...cli.config import dump, to_yaml
 from ...datasets.atomic import write_text
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ..log import JsonLines, Logger, Loggers
 from ..pool import Pool
 from ..record.machine import this_machine

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from ...datasets.atomic import write_json, write_text
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from ..settings.loggers import ProfileSettings
 from ..settings.pretrain import PretrainSettings
 from .operations import Operations

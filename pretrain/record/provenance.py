@@ -23,8 +23,8 @@ import torchvision
 from ...cli.config import dump
 from ...datasets.atomic import write_bytes, write_json
 from ...datasets.plan.sources import parse_source
+from ...datasets.ranks import Ranks
 from ...datasets.remote.locations import redacted
-from ...model_zoo.ranks import Ranks
 from ..pool import Pool
 from ..settings.pretrain import PretrainSettings
 from .checkout import MOST_DIFF_BYTES, Checkout, read_checkout, source_checkout

@@ -16,7 +16,7 @@ from ...cli.errors import EXIT_RESUMABLE, BambooError
 from ...datasets.atomic import write_json
 
 if TYPE_CHECKING:
-    from ...model_zoo.ranks import Ranks
+    from ...datasets.ranks import Ranks
 
 MARKER_NAME = "ended.json"
 MARKER_VARIABLE = "BAMBOO_ENDED_FILE"

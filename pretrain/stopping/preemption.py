@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from ...model_zoo.ranks import Ranks
+from ...datasets.ranks import Ranks
 from .signals import StopSignals
 
 _VOTE_EVERY_S = 0.25

@@ -12,7 +12,7 @@ import torch
 
 import bamboo.pretrain.checkpoints.checkpoint
 from bamboo.cli.errors import BambooError
-from bamboo.model_zoo.ranks import Ranks, start_ranks
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.model_zoo.tensor_files import FileFacts
 from bamboo.pretrain.average import NoAverage
 from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bamboo.model_zoo.ranks import start_ranks
+from bamboo.datasets.ranks import start_ranks
 from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder
 from bamboo.pretrain.log import read_log
 from tests.pretrain.launch import ENVIRONMENT, options

@@ -19,12 +19,13 @@ import torch
 
 import bamboo.model_zoo.features as features_module
 from bamboo.cli.errors import DataError, UserError
+from bamboo.datasets.feature_folder import FeatureFolder, read_features
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.datasets.shards import Shards
 from bamboo.model_zoo.backbone import Backbone, open_backbone
 from bamboo.model_zoo.export import Card, write_export
-from bamboo.model_zoo.features import FeatureFolder, extract_features, read_features
+from bamboo.model_zoo.features import extract_features
 from bamboo.model_zoo.preprocessing import Preprocessing
-from bamboo.model_zoo.ranks import Ranks, start_ranks
 from tests.pretrain.launch import ENVIRONMENT, free_port
 
 

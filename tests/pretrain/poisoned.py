@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bamboo.cli.errors import BambooError
-from bamboo.model_zoo.ranks import Ranks, start_ranks
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.pretrain.trainer import Trainer
 from tests.pretrain.relay import execute
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bamboo.cli.arguments import parse
-from bamboo.model_zoo.ranks import Ranks, start_ranks
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.model_zoo.tensor_files import Stored
 from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder, read_checkpoint
 from bamboo.pretrain.checkpoints.meeting import Meeting

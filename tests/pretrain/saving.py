@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bamboo.model_zoo.ranks import ALONE, Ranks
+from bamboo.datasets.ranks import ALONE, Ranks
 from bamboo.pretrain.average import create_average
 from bamboo.pretrain.checkpoints.checkpoint import CheckpointFolder
 from bamboo.pretrain.checkpoints.meeting import Meeting

@@ -12,13 +12,13 @@ from torch._dynamo.testing import CompileCounter
 from bamboo.cli.config import build, dump, load, to_yaml
 from bamboo.cli.errors import UserError
 from bamboo.cli.main import main
+from bamboo.datasets.ranks import start_ranks
 from bamboo.datasets.shards import Shards
 from bamboo.datasets.stream.batches import EvalBatches
 from bamboo.datasets.stream.loader import load_batches
 from bamboo.model_zoo.backbone import create_model, open_backbone
 from bamboo.model_zoo.export import read_weights
 from bamboo.model_zoo.preprocessing import Normalize
-from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.evaluators.classify import evaluate
 from bamboo.pretrain.log import read_log
 from bamboo.pretrain.meter import Meter, training_flops

@@ -8,11 +8,11 @@ import pytest
 import timm
 import torch
 
+from bamboo.datasets.ranks import start_ranks
 from bamboo.datasets.shards import Shards
 from bamboo.datasets.stream.batches import EvalBatches
 from bamboo.datasets.stream.loader import load_batches
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
-from bamboo.model_zoo.ranks import start_ranks
 from bamboo.pretrain.evaluators.classify import evaluate
 from tests.pretrain.launch import free_port
 

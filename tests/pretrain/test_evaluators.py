@@ -16,11 +16,11 @@ import torch
 from bamboo.cli.errors import EXIT_RESUMABLE, DataError
 from bamboo.cli.main import main
 from bamboo.datasets.downstream.sets import open_both
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.linear_probe.results import ResultRow, read_rows
 from bamboo.model_zoo.backbone import backbone_in_training, open_backbone
 from bamboo.model_zoo.export import read_card, read_weights
 from bamboo.model_zoo.features import extract_features
-from bamboo.model_zoo.ranks import Ranks, start_ranks
 from bamboo.pretrain.batches import RunBatches
 from bamboo.pretrain.evaluators.features import Extraction, Gathered
 from bamboo.pretrain.evaluators.opened import open_evaluators

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bamboo.cli.config import build
 from bamboo.cli.errors import UserError
 from bamboo.cli.main import main
+from bamboo.datasets.ranks import Ranks, start_ranks
 from bamboo.datasets.stream.batches import Batch
 from bamboo.model_zoo.preprocessing import Normalize, Preprocessing
-from bamboo.model_zoo.ranks import Ranks, start_ranks
 from bamboo.pretrain.average import create_average
 from bamboo.pretrain.engines.plain import PlainEngine
 from bamboo.pretrain.guards.collector import Collector
