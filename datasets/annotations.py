@@ -8,13 +8,14 @@ import dataclasses
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..cli.errors import UserError
+from .atomic import atomic_file
 from .lmdb_files import key_of
-from .sources import printable
+from .sources import Record, printable
 
 IMAGE_GAIN, TEXT_GAIN, RAW_SCORE, IMAGE = "image_gain", "text_gain", "raw_score", "image"
 
@@ -55,6 +56,15 @@ def read_annotations(path: Path) -> dict[str, Annotation]:
     if not found:
         raise UserError(f"--annotations={path}: an empty list")
     return found
+
+
+def write_annotations(path: Path, records: Iterable[Record]) -> None:
+    """Writes the list of some images, at least one, in their order, an object a line, atomically; nothing of it is kept in memory."""
+    with atomic_file(path) as file:
+        for number, record in enumerate(records):
+            entry = annotation_entry(record.name, record.captions, record.fields)
+            file.write((b",\n" if number else b"[\n") + json.dumps(entry).encode())
+        file.write(b"\n]\n")
 
 
 def annotation_entry(name: str, captions: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:

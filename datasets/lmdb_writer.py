@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..cli.errors import DataError, UserError
 from ..cli.progress import Progress
-from .annotations import annotation_entry
-from .atomic import atomic_file, fsync_folder
+from .annotations import write_annotations
+from .atomic import fsync_folder
 from .lmdb_files import DATA_NAME, MAX_KEY_BYTES, data_file, is_lmdb, key_of, open_lmdb, require_package
 from .lmdb_layout import PREFIX, LmdbManifest, read_lmdb_manifest, reserved_entries
 from .manifest import FILE_NAME as MANIFEST_NAME
 from .manifest import read_manifest
 from .pack_folder import SKIPPED_NAME
 from .shard_source import shard_source
-from .sources import Record, Source, listing, printable
+from .sources import Source, listing, printable
 
 if TYPE_CHECKING:
     import lmdb
@@ -101,7 +101,7 @@ def write_lmdb(work: Path, out: Path) -> LmdbManifest:
         temporary.unlink(missing_ok=True)
         raise DataError(f"{out / DATA_NAME}: cannot be written: {error}") from None
     (out / DATA_NAME).unlink(missing_ok=True)  # from here on there is no LMDB until the new one is whole
-    _write_annotations(out / ANNOTATIONS_NAME, source.records)
+    write_annotations(out / ANNOTATIONS_NAME, source.records)
     (out / SKIPPED_NAME).unlink(missing_ok=True)
     if (work / SKIPPED_NAME).exists():
         shutil.copyfile(work / SKIPPED_NAME, out / SKIPPED_NAME)
@@ -170,11 +170,3 @@ def _put(environment: "lmdb.Environment", batch: list[Pair], *, append: bool) ->
             return
         except lmdb.MapFullError:
             environment.set_mapsize(environment.info()["map_size"] + sum(len(data) for _, data in batch) * 2 + _SPARE_BYTES)
-
-
-def _write_annotations(path: Path, records: Iterable[Record]) -> None:
-    with atomic_file(path) as file:
-        for number, record in enumerate(records):
-            entry = annotation_entry(record.name, record.captions, record.fields)
-            file.write((b",\n" if number else b"[\n") + json.dumps(entry).encode())
-        file.write(b"\n]\n")

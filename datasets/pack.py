@@ -14,7 +14,7 @@ import importlib.metadata
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,38 @@ def run(config: PackSettings) -> int:
         sys.stdout.write(f"{config.out} is already packed from this source with these options: nothing to do\n")
         return EXIT_DONE
     with writing(folder, plan, config.name, state):
-        manifest = read_manifest(folder) if state == "finished" else _complete(source, plan, _write_shards(source, plan, config), config)
+        if state == "finished":
+            manifest = read_manifest(folder)
+        else:
+            options = {name: value for name, value in dump(config).items() if name not in _MACHINE_OPTIONS}
+            made_by = {"command": "bamboo shards pack", "options": options}
+            manifest = _complete(source, plan, _write_shards(source, plan, config), config, made_by)
         if config.to == "lmdb":
             write_lmdb(folder, config.out)
         _clean(config)
     sys.stdout.write(_summary(manifest, config, time.monotonic() - started))
     return EXIT_DONE
+
+
+def pack_shards(source: Source, plan: PackPlan, config: PackSettings, made_by: Mapping[str, Any]) -> Manifest:
+    """Returns the manifest of `config.out`, into which it packs a plan's shards, or finishes what a killed run left, or finds all done.
+
+    Args:
+        config: where and how; what it says of the source and of the order goes unused.
+        made_by: command and options for `dataset.json`; the command must be one of `NAMING_COMMANDS` of `shard_source`.
+
+    Raises:
+        UserError: when `config.out` holds something else, or another process is packing into it.
+        DataError: for an unreadable image, unless such are skipped.
+    """
+    state = state_of(config.out, plan, config.name, overwrite=config.overwrite)
+    if state == "finished":
+        finish(config.out)
+        return read_manifest(config.out)
+    with writing(config.out, plan, config.name, state):
+        manifest = _complete(source, plan, _write_shards(source, plan, config), config, made_by)
+        finish(config.out)
+    return manifest
 
 
 def _shard_folder(config: PackSettings) -> Path:
@@ -160,7 +186,7 @@ def _finished(task: ShardTask) -> ShardPart | None:
     return part
 
 
-def _complete(source: Source, plan: PackPlan, parts: Sequence[ShardPart], config: PackSettings) -> Manifest:
+def _complete(source: Source, plan: PackPlan, parts: Sequence[ShardPart], config: PackSettings, made_by: Mapping[str, Any]) -> Manifest:
     """Writes what makes the shards a dataset, dataset.json last."""
     skipped = [item for part in parts for item in part.skipped]
     if len(skipped) == len(source.records):
@@ -171,16 +197,14 @@ def _complete(source: Source, plan: PackPlan, parts: Sequence[ShardPart], config
     if skipped:
         lines = [f"{name}\t{reason}\n" for name, reason in skipped]
         write_text(folder / SKIPPED_NAME, "name\treason\n" + "".join(lines))
-    made_by: dict[str, Any] = {
-        "command": "bamboo shards pack",
-        "options": {name: value for name, value in dump(config).items() if name not in _MACHINE_OPTIONS},
+    counted: dict[str, Any] = {
         "versions": {package: importlib.metadata.version(package) for package in _VERSIONED},
         "plan": plan.identity,
         "num_skipped": len(skipped),
         **{f"num_{change}": count for change, count in _changes(parts).items()},
     }
     shards = tuple(part.entry for part in parts)
-    manifest = Manifest(source.classes, shards, sha256_file(folder / INDEX_NAME), made_by)
+    manifest = Manifest(source.classes, shards, sha256_file(folder / INDEX_NAME), {**made_by, **counted})
     manifest.write(folder)
     return manifest
 

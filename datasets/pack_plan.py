@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,34 @@ class PackPlan:
         return sha256_json([self.options, self.fingerprint])
 
 
-def make_plan(source: Source, options: dict[str, Any], seed: int | None, num_samples: int | None, num_bytes: int | None) -> PackPlan:
+def make_plan(
+    source: Source,
+    options: dict[str, Any],
+    seed: int | None,
+    num_samples: int | None,
+    num_bytes: int | None,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> PackPlan:
     """Returns the plan for shards of at most `num_samples` records, or else of at most `num_bytes` source bytes.
 
-    The order is the records sorted by a keyed hash of their number, or the source's own where `seed` is None.
+    The order is the records sorted by a keyed hash of their number, or the source's own where `seed` is None. With `groups`, one for
+    each record, it is so within each group, the groups stand in ascending order, and no shard has records of two. What they were made
+    from must stand in `options`.
     """
     numbers = np.arange(len(source.records), dtype=np.int64)
     order = numbers if seed is None else np.argsort(mix(numbers.astype(np.uint64) ^ key(_SHUFFLE_STREAM, seed)), kind="stable")
-    if num_samples is not None:
-        bounds = [(start, min(start + num_samples, len(order))) for start in range(0, len(order), num_samples)]
-    else:
-        assert num_bytes is not None, "one of the two is always given"
-        bounds = _cut_by_bytes([max(source.records[i].size_bytes, 0) for i in order], num_bytes)
+    edges = [0, len(order)]
+    if groups is not None:
+        order = order[np.argsort(groups[order], kind="stable")]
+        edges[1:1] = (np.flatnonzero(np.diff(groups[order])) + 1).tolist()
+    bounds: list[tuple[int, int]] = []
+    for first, end in pairwise(edges):
+        if num_samples is not None:
+            bounds += [(start, min(start + num_samples, end)) for start in range(first, end, num_samples)]
+        else:
+            assert num_bytes is not None, "one of the two is always given"
+            cuts = _cut_by_bytes([max(source.records[i].size_bytes, 0) for i in order[first:end]], num_bytes)
+            bounds += [(first + start, first + stop) for start, stop in cuts]
     return PackPlan(order, tuple(bounds), options, source.fingerprint())
 
 

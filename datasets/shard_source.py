@@ -1,19 +1,24 @@
-"""A shard folder as a source: to pack it anew, at another size or into an LMDB, with all that its samples carry."""
+"""Shard folders as a source: to pack them anew, at another size or into an LMDB, with all that their samples carry."""
 
+import bisect
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..cli.errors import DataError
+from ..cli.errors import DataError, UserError
 from .class_list import ClassList
 from .members import metadata_of
 from .nesting import require_shallow
 from .shards import Shards
-from .sources import Record, Source, class_ids, printable
+from .sources import Reader, Record, Source, class_ids, printable
 from .tars import TarSample, read_extent, scan
+
+NAMING_COMMANDS = ("bamboo shards pack", "bamboo grow")
+"""Commands of ours, whose shards hold each sample's name in the field "source"."""
 
 _OWN_FIELDS = ("labels", "confidences")  # written again from the record
 _NAME_FIELD = "source"
@@ -58,25 +63,75 @@ def shard_source(folder: Path, classes: ClassList | None) -> Source:
     return Source(records, shards.manifest.classes if classes is None else classes.entries, ShardReader(folder))
 
 
+class JoinedReader:
+    """Reads from several sources, in whose records one after another a position counts."""
+
+    def __init__(self, readers: Sequence[Reader], firsts: Sequence[int]) -> None:
+        self._readers, self._firsts = readers, firsts
+
+    def prepare(self) -> None:
+        """Prepares each."""
+        for reader in self._readers:
+            reader.prepare()
+
+    def read(self, record: Record) -> bytes:
+        """Returns the encoded image; errors as the reader of its source."""
+        number = bisect.bisect_right(self._firsts, record.position) - 1
+        return self._readers[number].read(dataclasses.replace(record, position=record.position - self._firsts[number]))
+
+
+def joined_source(folders: Sequence[Path]) -> Source:
+    """Returns the samples of shard folders of one class list, one folder after another; `position` numbers them through all.
+
+    Names are those of `shard_source`; where two folders share one, the folder's number, from 0, stands before every name: `1/cat/7.jpg`.
+
+    Raises:
+        UserError: when one is no shard folder, or their classes differ.
+        DataError: when the parts of one do not belong together.
+    """
+    sources = [shard_source(folder, None) for folder in folders]
+    other = next((folder for folder, source in zip(folders, sources, strict=True) if source.classes != sources[0].classes), None)
+    if other is not None:
+        raise UserError(f"{other}: its classes are not those of {folders[0]}, or their order differs; pack both with one --classes")
+    *firsts, _ = itertools.accumulate((len(source.records) for source in sources), initial=0)
+    names = [{record.name for record in source.records} for source in sources]
+    is_shared = len(set().union(*names)) < sum(len(found) for found in names)
+    records = [
+        dataclasses.replace(record, name=f"{number}/{record.name}" if is_shared else record.name, position=first + record.position)
+        for number, (first, source) in enumerate(zip(firsts, sources, strict=True))
+        for record in source.records
+    ]
+    return Source(records, sources[0].classes, JoinedReader([source.reader for source in sources], firsts))
+
+
 def _records(shards: Shards, ids: list[int]) -> Iterator[Record]:
+    ours = shards.manifest.made_by.get("command") in NAMING_COMMANDS
+    for sample, found, texts in walk_texts(shards, ("txt", "json")):
+        yield _record(shards, sample, found, texts, ids, ours)
+
+
+def walk_texts(shards: Shards, wanted: Sequence[str]) -> Iterator[tuple[int, TarSample, dict[str, bytes]]]:
+    """Yields (number, members, those of the members `wanted` that it has) of every sample of a local folder, each tar read once through.
+
+    Raises:
+        DataError: when a tar is damaged or has too large a text, or samples are not where the index says.
+    """
     index, sample = shards.index, 0
-    ours = shards.manifest.made_by.get("command") == "bamboo shards pack"
     for number, entry in enumerate(shards.manifest.shards):
         path = Path(shards.folder) / entry.name
         stop = int(np.searchsorted(index.shard, number, side="right"))
         with path.open("rb") as file:
             for found in scan(path):
                 if sample < stop and found.image is not None and found.image.offset == index.offset[sample]:
-                    texts = {name: read_extent(file, found.members[name]) for name in _texts(found, path)}
-                    yield _record(shards, sample, found, texts, ids, ours)
+                    yield sample, found, {name: read_extent(file, found.members[name]) for name in _texts(found, wanted, path)}
                     sample += 1
         if sample != stop:
             lost = f"{stop - sample} of its samples are not where the index says"
             raise DataError(f"{path}: {lost}; see: bamboo shards verify {shards.folder}")
 
 
-def _texts(found: TarSample, path: Path) -> list[str]:
-    names = [name for name in ("txt", "json") if name in found.members]
+def _texts(found: TarSample, wanted: Sequence[str], path: Path) -> list[str]:
+    names = [name for name in wanted if name in found.members]
     for name in names:
         size = found.members[name].size
         if size > _TEXT_BYTES:
