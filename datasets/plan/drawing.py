@@ -5,6 +5,8 @@ all rows end to end on a line in that order, and mark the line at U, U + 1, U + 
 often as marks fall on it, ⌊r⌋ or ⌈r⌉ times, r times on average. As the rates add up to a whole number E, a draw takes exactly E rows; and
 how many a shard gives follows from the sums of the shards' rates, so no process ever holds or hashes the rows of an epoch.
 
+Where shards are grouped (groups.py), only some lie on the line in an epoch, each for others of its group as well.
+
 Letters: S shards, n rows of a shard, E rows drawn. An item is a row as often as it is taken: a shard has `counts[shard]` items.
 """
 
@@ -17,11 +19,12 @@ import numpy.typing as npt
 
 from ...cli.errors import DataError
 from ..counters import key, mix, permute
+from .groups import laid_down, stretched
 from .rates import ONE, Rates
 
 Ids = npt.NDArray[np.int64]
 
-_MARKS, _LINE, _ROWS, _AFFINE = 1, 2, 3, 4  # what a key is for, so that no two uses share their draws
+_MARKS, _LINE, _ROWS, _AFFINE, _GROUPS = 1, 2, 3, 4, 5  # what a key is for, so that no two uses share their draws
 
 
 class Drawing(Protocol):
@@ -53,11 +56,13 @@ class DrawnRows:
         self._rates, self._key = rates, draw_key
         sums, num_shards = np.diff(rates.starts), len(rates.starts) - 1
         line = permute(np.arange(num_shards), num_shards, key(int(draw_key), _LINE))
-        ends = np.cumsum(sums[line]) + int(key(int(draw_key), _MARKS)) % ONE
-        starts = np.empty_like(sums)
-        starts[line] = ends - sums[line]
-        self.counts: Ids = (starts + sums) // ONE - starts // ONE
-        self._sums, self._offsets = sums, starts % ONE  # the offset: what of each shard's first unit lies behind a mark already
+        laid = sums if rates.groups is None else laid_down(sums, rates.groups, key(int(draw_key), _GROUPS))
+        ends = np.cumsum(laid[line]) + int(key(int(draw_key), _MARKS)) % ONE
+        starts = np.empty_like(laid)
+        starts[line] = ends - laid[line]
+        self.counts: Ids = (starts + laid) // ONE - starts // ONE
+        self._sums, self._laid = sums, laid
+        self._offsets = starts % ONE  # the offset: what of each shard's first unit lies behind a mark already
         self._table = functools.lru_cache(maxsize=num_kept)(self._make_table)
 
     def rows(self, shards: Ids, items: Ids) -> tuple[Ids, Ids]:
@@ -90,15 +95,22 @@ class DrawnRows:
         np.cumsum(rates[order], out=borders[1:])
         if borders[-1] != self._sums[shard]:
             raise DataError(f"{self._rates.folder}: damaged: the rates of shard {shard} do not add up; remove the folder to make it again")
+        if self._laid[shard] != self._sums[shard]:
+            borders = stretched(borders, int(self._laid[shard]))
         return order, borders + self._offsets[shard]
 
 
 class LeftRows:
-    """What a draw left over, every row once: with the draw, each row is seen exactly once. Rates must not exceed 1."""
+    """What a draw left over, every row once: with the draw, each row is seen exactly once. Rates must not exceed 1.
 
-    def __init__(self, shard_counts: Ids, drawn: DrawnRows, num_kept: int) -> None:
-        self.counts: Ids = shard_counts - drawn.counts
-        self._left = functools.lru_cache(maxsize=num_kept)(drawn.left)
+    Args:
+        members: 1 for the rows that count, 0 for the others, of rate 0, which stay out; None: all count.
+    """
+
+    def __init__(self, shard_counts: Ids, drawn: DrawnRows, num_kept: int, members: Rates | None = None) -> None:
+        self.counts: Ids = (shard_counts if members is None else np.diff(members.starts) // ONE) - drawn.counts
+        self._drawn, self._members = drawn, members
+        self._left = functools.lru_cache(maxsize=num_kept)(drawn.left if members is None else self._members_left)
 
     def rows(self, shards: Ids, items: Ids) -> tuple[Ids, Ids]:
         """Returns (rows, zeros)."""
@@ -108,6 +120,15 @@ class LeftRows:
             chosen = by_shard[start:stop]
             rows[chosen] = self._left(shard)[items[chosen]]
         return rows, np.zeros_like(items)
+
+    def _members_left(self, shard: int) -> Ids:
+        assert self._members is not None
+        left = self._drawn.left(shard)
+        rows: Ids = left[self._members.of_shard(shard)[left] > 0]
+        if len(rows) != self.counts[shard]:
+            folder = self._members.folder
+            raise DataError(f"{folder}: damaged: the members of shard {shard} do not add up; remove the folder to make it again")
+        return rows
 
 
 def _runs(shards: Ids) -> Iterator[tuple[int, int, int]]:

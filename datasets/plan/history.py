@@ -101,6 +101,12 @@ class VersionedOrder:
         """Samples an epoch of the last version."""
         return self._orders[-1].epoch_samples
 
+    def boundary(self, position: int) -> int:
+        """Returns the first position ≥ `position` at which an epoch begins of the version that holds at `position`, were it to go on."""
+        version = int(self._starts.searchsorted(position, side="right")) - 1
+        start = int(self._starts[version])
+        return start + self._orders[version].boundary(position - start)
+
     def at(self, positions: Ids) -> Visits:
         """Returns the visits at any global positions, int64[n]."""
         versions = self._starts.searchsorted(positions, side="right") - 1

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..counters import key, mix, permute
 from .drawing import Ids
-from .order import Order, Visits
+from .order import SampleOrder, Visits
 
 BLOCK = 1024
 """Places permuted together."""
@@ -33,7 +33,7 @@ class MixedOrder:
     """
 
     def __init__(
-        self, orders: Sequence[Order], quotas: Sequence[int], *, num_samples: Sequence[int], num_shards: Sequence[int], seed: int
+        self, orders: Sequence[SampleOrder], quotas: Sequence[int], *, num_samples: Sequence[int], num_shards: Sequence[int], seed: int
     ) -> None:
         assert len(orders) == len(quotas) == len(num_samples) == len(num_shards)
         assert max(quotas) > 0
@@ -49,6 +49,10 @@ class MixedOrder:
     def epoch_samples(self) -> int:
         """Places of an epoch."""
         return sum(self._quotas)
+
+    def boundary(self, position: int) -> int:
+        """Returns the first position ≥ `position` at which an epoch begins."""
+        return -(-position // self.epoch_samples) * self.epoch_samples
 
     def at(self, positions: Ids) -> Visits:
         """Returns the visits at any global positions, int64[n], each from 0."""

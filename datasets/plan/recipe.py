@@ -1,6 +1,7 @@
 """All that a sample order depends on, as a record that fits into a run folder, and the order built from it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 from ...cli.errors import DataError
 from ..atomic import sha256_file, sha256_json
 from ..counters import key
+from .alternating import AlternatingOrder, Phase
 from .drawing import Ids
 from .mixture import MixedOrder
 from .order import PLAN_FORMAT, Order, SampleOrder
 from .rates import open_rates
-from .weighting import Weighting
+from .weighting import Weighting, settings_of
 
 _SOURCE, _MIXTURE = 0x534F5552, 0x4D495854  # what a key is for, so that no two uses share their draws
 
@@ -23,7 +25,7 @@ class PlannedSource:
 
     data_hash: str
     quota: int
-    """Places of an epoch; of a plan with one source and no quota of its own 0."""
+    """Places of an epoch; of a plan with one source and no quota of its own 0. Of two phases each folder has epochs of its own length."""
     rates: str
     """Identity of its weight column; empty where every sample is taken once an epoch."""
 
@@ -37,10 +39,15 @@ class PlanRecipe:
     coupled: bool
     sources: tuple[PlannedSource, ...]
     plan_format: int = PLAN_FORMAT
+    snapshot: str = ""
+    """Number and content hash of the snapshot that its folders and rates are of, `2:9f86…`; empty: of none."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain data; equal data makes equal orders."""
-        return dataclasses.asdict(self) | {"sources": [dataclasses.asdict(source) for source in self.sources]}
+        plan = dataclasses.asdict(self) | {"sources": [dataclasses.asdict(source) for source in self.sources]}
+        if not self.snapshot:
+            del plan["snapshot"]  # so that plans are what they were before there were snapshots
+        return plan
 
     @classmethod
     def from_json(cls, plan: dict[str, Any]) -> "PlanRecipe":
@@ -76,13 +83,23 @@ class PlanRecipe:
             orders.append(Order(counts, seed=seed, window=max(window, 1), rates=rates, coupled=self.coupled))
         if not total:
             return orders[0]
-        sizes = [int(counts.sum()) for counts in shard_counts]
-        num_shards = [len(counts) for counts in shard_counts]
+        mixed = functools.partial(
+            MixedOrder, num_samples=[int(counts.sum()) for counts in shard_counts], num_shards=[len(counts) for counts in shard_counts]
+        )
         seed = int(key(self.seed, _MIXTURE, version))
-        return MixedOrder(orders, [source.quota for source in self.sources], num_samples=sizes, num_shards=num_shards, seed=seed)
+        if all(len(order.lengths) == 1 for order in orders):
+            return mixed(orders, [source.quota for source in self.sources], seed=seed)
+        phases = list[SampleOrder]()
+        for number, end in enumerate((0, -1)):
+            quotas = [order.lengths[end] if source.quota else 0 for order, source in zip(orders, self.sources, strict=True)]
+            if any(quotas):
+                seed = int(key(self.seed, _MIXTURE, version, number))
+                phases.append(mixed([Phase(order, number) for order in orders], quotas, seed=seed))
+        return AlternatingOrder(phases, coupled=self.coupled) if len(phases) > 1 else phases[0]
 
 
 def rates_identity(weighting: Weighting, data_hash: str) -> str:
     """Returns the name of the weight column that a weighting makes of the data: a hash of all that it depends on."""
-    settings = dataclasses.asdict(weighting) | {"weights": None if weighting.weights is None else sha256_file(weighting.weights)}
+    settings = settings_of(weighting)
+    settings |= {name: sha256_file(value) for name, value in settings.items() if isinstance(value, Path)}
     return f"rates-{sha256_json([settings, data_hash])[:16]}"

@@ -28,6 +28,7 @@ class Columns(NamedTuple):
     valid: npt.NDArray[np.bool_]
     places: npt.NDArray[np.int64]
     replaced: tuple[Replaced, ...] = ()
+    weights: npt.NDArray[np.float32] | None = None
 
 
 class Rows(NamedTuple):

@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     valid: torch.Tensor  # bool[B]
     places: torch.Tensor  # int64[B] place of each row in the endless sequence of rows, or in the evaluation set
     replaced: tuple[Replaced, ...] = ()  # slots of this batch whose sample could not be read
+    weights: torch.Tensor | None = None  # float32[B] of each row's loss; None: all 1
 
 
 class BatchSource(Protocol):
@@ -74,6 +75,13 @@ class Plan(Protocol):
         """Returns the shards in use at the positions first ≤ p ≤ last, then the next `num_ahead` that come into use."""
 
 
+class RowWeights(Protocol):
+    """How much the loss of a row weighs."""
+
+    def of(self, positions: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Returns float32[n] for the samples that are shown at some positions of the plan."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
     """Rank `rank`'s part of every global batch of the endless sequence of rows; all randomness is drawn from the visits' keys.
@@ -104,6 +112,8 @@ class TrainBatches:
     num_ahead: int = 2
     """Shards beyond those in use that the store is told to expect."""
     later_views: tuple[tuple[int, View], ...] = ()
+    weights: RowWeights | None = None
+    """None: rows have no weights."""
     _expectation: Expectation = dataclasses.field(default_factory=Expectation, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -149,7 +159,8 @@ class TrainBatches:
             sample, drawn = self._visits(view, positions[row : row + 1] + step, copies[row : row + 1], step)
             return int(sample[0]), drawn[0].tolist()
 
-        return assemble(self.store, view, Rows(ids, draws, first + rows), images, clock, self.bad_samples, stand_in)
+        columns = assemble(self.store, view, Rows(ids, draws, first + rows), images, clock, self.bad_samples, stand_in)
+        return columns if self.weights is None else columns._replace(weights=self.weights.of(positions, columns.ids))
 
     def _visits(
         self, view: View, positions: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], step: int = 0

@@ -12,7 +12,7 @@ from .loader import Loader
 
 
 class Copier(Protocol):
-    """Copies the images and labels of batches to where they are used."""
+    """Copies images, labels and weights of batches to where they are used."""
 
     def start(self, batch: Batch) -> "Copy":
         """Begins a copy and returns at once."""
@@ -25,7 +25,7 @@ class Copy(Protocol):
         """Returns when the batch's own memory has been read and may be written again."""
 
     def ready(self) -> Batch:
-        """Returns the batch with images and labels on the device, for what the caller's stream does from now on."""
+        """Returns the batch with images, labels and weights on the device, for what the caller's stream does from now on."""
 
 
 HOLD = 2
@@ -33,7 +33,7 @@ HOLD = 2
 
 
 def feed(loader: Loader, device: torch.device) -> Iterator[Batch]:
-    """Yields a loader's batches with images (uint8[B, S, S, 3]) and labels on `device`; other columns stay where they are.
+    """Yields a loader's batches with images (uint8[B, S, S, 3]), labels and weights on `device`; other columns stay where they are.
 
     On a GPU the copy of batch n + 1 runs beside the work on batch n; the loader must have been made with `hold=HOLD`. Elsewhere
     nothing is copied.
@@ -75,11 +75,13 @@ class CudaCopier:
     def start(self, batch: Batch) -> "CudaCopy":
         """Begins a copy and returns at once."""
         images = batch.images if self._locked else batch.images.pin_memory()
+        weights = None if batch.weights is None else batch.weights.pin_memory()
         labels = batch.labels.pin_memory()  # back to torch's pool of page-locked memory only after the copy, as torch sees to
         with torch.cuda.stream(self._stream):
             moved = batch._replace(
                 images=images.to(self._device, non_blocking=True),
                 labels=labels.to(self._device, non_blocking=True),
+                weights=None if weights is None else weights.to(self._device, non_blocking=True),
             )
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own signature
             done.record(self._stream)
@@ -100,8 +102,9 @@ class CudaCopy:
         """Has the current stream wait for the copy; the memory is kept from reuse until that stream is done with it, too."""
         using = torch.cuda.current_stream(self._batch.images.device)
         using.wait_event(self._done)
-        for tensor in (self._batch.images, self._batch.labels):
-            tensor.record_stream(using)
+        for tensor in (self._batch.images, self._batch.labels, self._batch.weights):
+            if tensor is not None:
+                tensor.record_stream(using)
         return self._batch
 
 

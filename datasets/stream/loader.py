@@ -108,7 +108,8 @@ class Loader:
             self.waited_s += time.perf_counter() - started
             self._watchdog.delivered(number)
             labels, ids, valid, places = (torch.from_numpy(column) for column in made[:4])
-            yield Batch(self._ring.slot(turn, self._source.shape(number)), labels, ids, valid, places, made.replaced)
+            weights = None if made.weights is None else torch.from_numpy(made.weights)
+            yield Batch(self._ring.slot(turn, self._source.shape(number)), labels, ids, valid, places, made.replaced, weights)
 
     def _describe(self) -> list[str]:
         return [self._describe_worker(worker) for worker in range(self.readings.num_workers)]
