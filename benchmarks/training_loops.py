@@ -84,7 +84,7 @@ class BambooLoop:
         if from_loader:
             plan = open_plan(config, pool, ranks, 0)
             phases = plan_phases(config, pool.lengths)
-            self._batches = RunBatches(config, pool, ranks, 1).training(plan.order, phases, range(_ENDLESS), 0)
+            self._batches = RunBatches(config, pool, ranks, 1).training(plan, phases, range(_ENDLESS), 0)
             self.lead = workers * config.data.prefetch + 2 if workers else 0
         objective = Objective(config.objective, 0)
         self._trainer = Trainer(

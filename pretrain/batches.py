@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator
 
 from ..datasets.augment.crops import EvalView, TrainView, View
 from ..datasets.augment.views import training_view
-from ..datasets.plan.order import SampleOrder
 from ..datasets.ranks import Ranks
 from ..datasets.shards import Shards
 from ..datasets.stream.batches import Batch, BatchSource, EvalBatches, TrainBatches
@@ -15,6 +14,7 @@ from ..datasets.stream.policies import FAIL, BadSampleList, BadSamples
 from ..datasets.stream.watchdog import Watch
 from .phases import Phases
 from .pool import Pool
+from .sampling import RunPlan
 from .settings.data import DataSettings
 from .settings.pretrain import PretrainSettings
 
@@ -29,7 +29,7 @@ class RunBatches:
     unit: int
     """Images that must stay together on one rank."""
 
-    def training(self, order: SampleOrder, phases: Phases, numbers: range, offset: int) -> Iterator[Batch]:
+    def training(self, plan: RunPlan, phases: Phases, numbers: range, offset: int) -> Iterator[Batch]:
         """Yields this rank's part of the global batches `numbers`, on its device; batch n begins at sample offset + n · global batch.
 
         Slots whose sample could not be read are listed in `bad_samples/rank-R.tsv` of the run folder, where the policy replaces them.
@@ -38,7 +38,7 @@ class RunBatches:
         (_, first), *later = [(phase.start, view_of(phase.stretch.data)) for phase in phases]
         source = TrainBatches(
             self.pool.train,
-            order,
+            plan.order,
             first,
             run.global_batch_size,
             ranks.rank,
@@ -49,6 +49,7 @@ class RunBatches:
             bad_samples=BadSamples(data.max_bad_samples) if data.bad_samples == "replace" else FAIL,
             num_ahead=data.shards_ahead,
             later_views=tuple(later),
+            weights=plan.loss_weights,
         )
         if data.bad_samples == "fail":
             yield from self.load(source, numbers)

@@ -11,13 +11,14 @@ from ..datasets.shards import Shards
 def find_compiled(run: Path, weighting: Weighting, data_hash: str) -> Path | None:
     """Returns the weight column in a run folder that was made of the same data by the same settings, None where there is none.
 
-    The weight file counts by name, size and time; where it is gone, by its name alone.
+    A weight file counts by name, size and time; where it is gone, by its name alone.
     """
     wanted = {**json.loads(json.dumps(made_by(weighting))), "data_hash": data_hash}
     for folder in sorted((run / "plan").glob("rates-*")):
         made = dict((read_card(folder) or {}).get("made_by", {}))
-        if "weights_file" not in wanted:
-            made.pop("weights_file", None)
+        for file in ("weights_file", "second_file"):
+            if file not in wanted:
+                made.pop(file, None)
         if made == wanted:
             return folder
     return None

@@ -57,22 +57,27 @@ class Objective:
         images[:, :, top:bottom, left:right] = partner_images[:, :, top:bottom, left:right]
         return images, Targets(labels, partners, 1 - (bottom - top) * (right - left) / images.shape[-1] ** 2)
 
-    def loss_sum(self, logits_BK: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """Returns Σ over the batch of an image's loss, a float32 scalar.
+    def loss_sum(self, logits_BK: torch.Tensor, targets: Targets, weights_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns Σ over the batch of an image's loss, times its weight where there are weights, a float32 scalar.
 
         loss=cross_entropy: share · CE(label) + (1 - share) · CE(partner), each with label smoothing.
         loss=bce: the mean over classes of BCE(logit, target); targets are blended as the images are. Source: arXiv 2110.00476.
+        A blended image has the weight of the row that it stands in.
         """
         if self._settings.loss == "bce":
-            return self._binary(logits_BK, targets)
-        smoothing = self._settings.label_smoothing
-        loss = cross_entropy(logits_BK, targets.labels, label_smoothing=smoothing, reduction="sum")
+            return self._binary(logits_BK, targets, weights_B)
+        loss = self._cross_entropy(logits_BK, targets.labels, weights_B)
         if targets.partners is None:
             return loss
-        partner_loss = cross_entropy(logits_BK, targets.partners, label_smoothing=smoothing, reduction="sum")
-        return targets.share * loss + (1 - targets.share) * partner_loss
+        return targets.share * loss + (1 - targets.share) * self._cross_entropy(logits_BK, targets.partners, weights_B)
 
-    def _binary(self, logits_BK: torch.Tensor, targets: Targets) -> torch.Tensor:
+    def _cross_entropy(self, logits_BK: torch.Tensor, labels_B: torch.Tensor, weights_B: torch.Tensor | None) -> torch.Tensor:
+        smoothing = self._settings.label_smoothing
+        if weights_B is None:
+            return cross_entropy(logits_BK, labels_B, label_smoothing=smoothing, reduction="sum")
+        return (weights_B * cross_entropy(logits_BK, labels_B, label_smoothing=smoothing, reduction="none")).sum()
+
+    def _binary(self, logits_BK: torch.Tensor, targets: Targets, weights_B: torch.Tensor | None) -> torch.Tensor:
         """Returns Σ over the batch of the mean over classes k of softplus(z_k) - t_k · z_k.
 
         All targets but those of one or two classes are equal, so no row of targets is made: Σ_k t_k z_k = t_rest Σ_k z_k + what those
@@ -90,6 +95,8 @@ class Objective:
             (t_full - t_rest) * z_label,
             (t_label - t_rest) * z_label + (t_partner - t_rest) * z_partner,
         )
+        if weights_B is not None:
+            return (weights_B * (softplus(logits_BK).sum(1) - t_rest * logits_BK.sum(1) - beyond)).sum() / num_classes
         return (softplus(logits_BK).sum() - t_rest * logits_BK.sum() - beyond.sum()) / num_classes
 
     def _target(self, value: float) -> float:

@@ -105,6 +105,8 @@ def describe_run(config: PretrainSettings, pool: Pool, phases: Phases) -> Iterat
         f"{config.model.name}: {len(pool.train)} images of {num_classes} classes, "
         f"{pool.lengths.total_steps} steps of {config.run.global_batch_size} → {config.run.folder}"
     )
+    if pool.grown is not None:
+        yield f"  snapshot {pool.grown.snapshot.number} of {pool.grown.snapshot.state}: {pool.lengths.samples_per_epoch} images an epoch"
     with torch.device("meta"):
         model = create_model(config.model.name, num_classes=num_classes, **config.model.args)
     for phase, flops in zip(phases, flops_by_stretch(model, config, torch.device("meta")), strict=True):

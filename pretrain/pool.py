@@ -11,10 +11,11 @@ from ..cli.errors import UserError
 from ..datasets.joined import JoinedShards
 from ..datasets.plan.mixture import BLOCK
 from ..datasets.plan.sources import Source, parse_source, quotas
-from ..datasets.plan.weighting import Weighting
+from ..datasets.plan.weighting import Weighting, paired_samples
 from ..datasets.remote.cache import ShardCache
 from ..datasets.shards import Shards
 from .columns import samples_an_epoch
+from .grown import Grown, open_grown
 from .settings.data import DataSettings, SamplingSettings
 from .settings.duration import Lengths
 from .settings.pretrain import PretrainSettings
@@ -31,6 +32,10 @@ class Pool:
     quotas: tuple[int, ...]
     """Places of an epoch for each training folder; a single 0: the folder's own epoch."""
     lengths: Lengths
+    coupled: bool = False
+    """Whether epochs come in pairs."""
+    grown: Grown | None = None
+    """The snapshot that folders and weightings are of."""
 
 
 def open_pool(config: PretrainSettings) -> Pool:
@@ -40,40 +45,64 @@ def open_pool(config: PretrainSettings) -> Pool:
         UserError: when the splits do not fit each other or the settings.
         DataError: when a folder is damaged, or a remote one cannot be read.
     """
-    sources = [parse_source(text) for text in config.data.train]
-    if not sources:
-        raise UserError("data.train: names no folder")
+    grown = _open_grown(config)
     cache = open_cache(config.data)
-    train = JoinedShards([_open_train(source, cache) for source in sources])
+    sources, weightings = _sources(config, grown)
+    train = JoinedShards([_open_train(source, cache, "data.train" if grown is None else "data.snapshot") for source in sources])
+    if grown is not None:
+        grown.check_data(train.parts)
     val = None if config.data.val is None else open_location(config.data.val, cache)
     if val is not None and val.class_names != train.class_names:
         raise UserError(_class_difference(train, val))
-    weightings = tuple(_weighting(config.sampling, number, sources) for number in range(len(sources)))
-    own_epochs = [
-        samples_an_epoch(config.run.folder, weighting, part, _what(number, config))
-        for number, (part, weighting) in enumerate(zip(train.parts, weightings, strict=True))
-    ]
+    own_epochs = [_own_epochs(config, number, *of) for number, of in enumerate(zip(weightings, train.parts, strict=True))]
+    coupled = config.sampling.coupled if grown is None else grown.snapshot.coupled
     plain = len(sources) == 1 and sources[0].is_plain and (config.sampling.epoch is None or not config.sampling.is_even)
-    places = (0,) if plain else tuple(quotas(sources, own_epochs, config.sampling.epoch))
+    means = [-(-sum(lengths) // len(lengths)) for lengths in own_epochs]
+    places = (0,) if plain else tuple(quotas(sources, means, config.sampling.epoch))
     _check_cache(config, train, cache, own_epochs, places)
-    epoch_samples = sum(places) or (-(-len(train) // 2) if config.sampling.coupled else own_epochs[0])
+    epoch_samples = sum(places) or means[0]
     lengths = Lengths(epoch_samples, config.run.global_batch_size)
     total = lengths.steps(config.run.duration)
     if total < 1:
         raise UserError(f"run.duration={config.run.duration}: comes to no step")
-    return Pool(train, val, weightings, places, dataclasses.replace(lengths, total_steps=total))
+    return Pool(train, val, weightings, places, dataclasses.replace(lengths, total_steps=total), coupled, grown)
+
+
+def _open_grown(config: PretrainSettings) -> Grown | None:
+    if config.data.snapshot is None:
+        return None
+    grown = open_grown(config.data.snapshot, config.run.folder, replan=config.sampling.replan)
+    if grown.snapshot.coupled and config.sampling.loss_beta:
+        why = f"snapshot {grown.snapshot.number} is of coupled epochs, which see every sample once a pair, so there is nothing to correct"
+        raise UserError(f"sampling.loss_beta={config.sampling.loss_beta:g}: {why}; leave it out")
+    return grown
+
+
+def _sources(config: PretrainSettings, grown: Grown | None) -> tuple[list[Source], tuple[Weighting, ...]]:
+    """Returns the training folders with their amounts, and how often the samples of each are taken."""
+    if grown is not None:
+        return [Source(folder.location) for folder in grown.snapshot.training], grown.weightings()
+    sources = [parse_source(text) for text in config.data.train]
+    return sources, tuple(_weighting(config.sampling, number, sources) for number in range(len(sources)))
+
+
+def _own_epochs(config: PretrainSettings, number: int, weighting: Weighting, part: Shards) -> tuple[int, ...]:
+    """Returns the samples of an epoch of one folder by itself, of coupled ones of the first and the second; errors as `compile_rates`."""
+    if config.data.snapshot is not None and weighting.is_even:
+        return (0,)  # it is passed over
+    what = _what(number, config)
+    drawn = samples_an_epoch(config.run.folder, weighting, part, what)
+    return (drawn, paired_samples(weighting, len(part), what) - drawn) if weighting.coupled else (drawn,)
 
 
 def _check_cache(
-    config: PretrainSettings, train: JoinedShards, cache: ShardCache, own_epochs: Sequence[int], places: Sequence[int]
+    config: PretrainSettings, train: JoinedShards, cache: ShardCache, own_epochs: Sequence[tuple[int, ...]], places: Sequence[int]
 ) -> None:
     """Checks that the cache holds what is read at a time of all folders, which share it: see docs/streaming.md."""
     total, sizes = sum(places), list[int]()
-    for part, own_epoch, place in zip(train.parts, own_epochs, places, strict=True):
+    for part, lengths, place in zip(train.parts, own_epochs, places, strict=True):
         if part.cache is not None and (place or not total):
-            # Of coupled epochs the second has what the first left over.
-            shortest = min(n for n in (own_epoch, len(part) - own_epoch) if n) if config.sampling.coupled else own_epoch
-            count = shards_read(config, part, shortest, Fraction(place, total) if total else None)
+            count = shards_read(config, part, min(filter(None, lengths)), Fraction(place, total) if total else None)
             sizes += sorted((entry.size_bytes for entry in part.manifest.shards), reverse=True)[:count]
     if sizes:
         settings = "data.window, data.shards_ahead, data.workers, data.prefetch or run.global_batch_size"
@@ -110,9 +139,9 @@ def open_location(location: str, cache: ShardCache) -> Shards:
     return Shards.open(location, cache=cache)
 
 
-def _open_train(source: Source, cache: ShardCache) -> Shards:
+def _open_train(source: Source, cache: ShardCache, setting: str) -> Shards:
     shards = open_location(source.location, cache)
-    name = f"data.train={shards.folder}"
+    name = f"{setting}={shards.folder}"
     if len(shards) == 0:
         raise UserError(f"{name}: holds no sample")
     if not shards.class_names:
@@ -137,6 +166,8 @@ def _weighting(sampling: SamplingSettings, number: int, sources: list[Source]) -
 
 
 def _what(number: int, config: PretrainSettings) -> str:
+    if config.data.snapshot is not None:
+        return "data.snapshot"
     if config.sampling.weights:
         return "sampling.weights"
     return f"sampling.balance={config.sampling.balance:g}: {parse_source(config.data.train[number]).shown}"

@@ -106,7 +106,7 @@ class Run:
             with self._deadlines:
                 self._catch_up(done)
                 if done.step < total:
-                    batches = self._batches.training(self._plan.order, self._phases, range(done.step, total), offset)
+                    batches = self._batches.training(self._plan, self._phases, range(done.step, total), offset)
                     # whatever ends the training: what was to be saved is written first
                     with profiled(self._config, self._ranks) as watchers, self._writer:
                         self._trainer(offset, watched([self._deadlines, *watchers])).train(batches, done.step)

@@ -7,10 +7,14 @@ plan/rates-…/    the weight columns that they draw by
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..cli.errors import BambooError, DataError, UserError
+from ..datasets.plan.drawing import Ids
 from ..datasets.plan.history import History, PlanVersion, VersionedOrder, read_history, write_history
+from ..datasets.plan.loss_weights import LossWeights, VersionWeights, version_weights
 from ..datasets.plan.order import SampleOrder
 from ..datasets.plan.rates import open_rates
 from ..datasets.plan.recipe import PlannedSource, PlanRecipe, rates_identity
@@ -18,7 +22,7 @@ from ..datasets.plan.weighting import Weighting, compile_rates
 from ..datasets.ranks import Ranks
 from ..datasets.shards import Shards
 from .columns import find_compiled
-from .pool import Pool
+from .pool import Pool, open_cache
 from .settings.pretrain import PretrainSettings
 
 
@@ -28,6 +32,8 @@ class RunPlan:
 
     order: SampleOrder
     history: History
+    loss_weights: LossWeights | None = None
+    """None: all losses weigh the same."""
 
     def version_at(self, position: int) -> int:
         """Returns the number of the plan version that holds at a position of the order."""
@@ -59,11 +65,33 @@ def open_plan(config: PretrainSettings, pool: Pool, ranks: Ranks, position: int)
         raise SystemExit(told)  # rank 0 says why
     versions = tuple(PlanVersion(**version) for version in told.pop("versions"))
     history = History(versions, **told)
+    if pool.grown is not None and versions[-1].plan.get("snapshot") != pool.grown.identity:
+        raise UserError(f"data.snapshot={config.data.snapshot}: a new snapshot appeared while the ranks started; start them again")
     place = history.at(position) or 0
-    counts = [part.shard_counts for part in pool.train.parts]
-    recipes = [(version, PlanRecipe.from_json(version.plan)) for version in versions[place:]]
-    orders = [recipe.order(counts, config.run.folder / "plan", version.number) for version, recipe in recipes]
-    return RunPlan(VersionedOrder([version.start for version, _ in recipes], orders), history)
+    held = versions[place:]
+    starts = [version.start for version in held]
+    order = VersionedOrder(starts, [_order(version, pool.train.parts, config.run.folder) for version in held])
+    beta, weights = config.sampling.loss_beta, None
+    if beta:
+        weights = LossWeights(starts, [_weights(version, pool.train.parts, config.run.folder, beta) for version in held])
+    return RunPlan(order, history, weights)
+
+
+def _order(version: PlanVersion, parts: Sequence[Shards], run: Path) -> SampleOrder:
+    """Returns the order of a version, which is of the first of `parts`, or of all."""
+    recipe, counts = _planned(version, parts)
+    return recipe.order(counts, run / "plan", version.number)
+
+
+def _weights(version: PlanVersion, parts: Sequence[Shards], run: Path, beta: float) -> VersionWeights:
+    """Returns how much losses weigh in a version, which is of the first of `parts`, or of all."""
+    recipe, counts = _planned(version, parts)
+    return version_weights(recipe, counts, run / "plan", beta)
+
+
+def _planned(version: PlanVersion, parts: Sequence[Shards]) -> tuple[PlanRecipe, list[Ids]]:
+    recipe = PlanRecipe.from_json(version.plan)
+    return recipe, [part.shard_counts for part in parts[: len(recipe.sources)]]
 
 
 class _Planner:
@@ -77,6 +105,7 @@ class _Planner:
     def history(self) -> History:
         """Returns the history as it holds now; what it names is compiled, and it is written where it changed."""
         recorded, recipe = read_history(self._path), self._recipe()
+        self._tell_of_newer()
         history = self._decide(recorded, recipe.to_json())
         self._compile(recipe)
         for version in history.versions[history.at(self._position) or 0 :]:
@@ -98,7 +127,45 @@ class _Planner:
             return recorded.until(before)
         if position and not self._config.sampling.replan:
             raise UserError(self._refusal(recorded, here, plan))
-        return recorded.then(position, plan, self._pool.lengths.samples_per_epoch)
+        epoch_samples = self._pool.lengths.samples_per_epoch
+        if here is None or plan.get("snapshot") in (None, recorded.versions[here].plan.get("snapshot")):
+            return recorded.then(position, plan, epoch_samples)
+        return recorded.until(here).then(self._joins_at(recorded.versions[here]), plan, epoch_samples)
+
+    def _tell_of_newer(self) -> None:
+        grown = self._pool.grown
+        if grown is not None and grown.newest != grown.snapshot.number:
+            kept = f"this run goes on with {grown.snapshot.number}"
+            remedy = f"--sampling.replan lets {grown.newest} join at the next epoch boundary"
+            sys.stderr.write(f"plan: snapshot {grown.newest} is there; {kept}; {remedy}\n")
+
+    def _joins_at(self, here: PlanVersion) -> int:
+        """Returns where a snapshot takes over from the version that holds: at the first epoch boundary from where the run stands.
+
+        Until then the samples of that version are read from the snapshot's folders, the first of which must be its own.
+
+        Raises:
+            UserError: when the boundary is still to come, and they are not.
+        """
+        grown, position = self._pool.grown, self._position
+        assert grown is not None
+        if here.start == position:
+            return position  # nothing was drawn by it yet
+        recipe = PlanRecipe.from_json(here.plan)
+        begins_with_it = _is_start(recipe, self._pool.train.parts)
+        parts = self._pool.train.parts if begins_with_it else grown.reopen(recipe.snapshot, open_cache(self._config.data))
+        joins = VersionedOrder([here.start], [_order(here, parts, self._folder)]).boundary(position) if parts else None
+        if joins != position and not begins_with_it:
+            where = f", which is at sample {joins * self._repeats:,}" if joins else ""
+            stands = f"it does not begin with the folders that the run, at sample {position * self._repeats:,}, goes on in"
+            why = f"snapshot {grown.snapshot.number} can join only where an epoch ends{where}: {stands}"
+            remedy = "name its folders in data.train and its probabilities in sampling.weights to begin a version here"
+            raise UserError(f"data.snapshot={self._config.data.snapshot}: {why}; {remedy}")
+        assert joins is not None, "the folders that a snapshot begins with are open"
+        if joins > position:
+            where = f"at sample {joins * self._repeats:,}, where an epoch ends"
+            sys.stderr.write(f"plan: snapshot {grown.snapshot.number} joins {where}; until then the plan stays as it is\n")
+        return joins
 
     def _without_record(self, recorded: History, plan: dict[str, Any]) -> History:
         """Begins a version where the record of what was before is gone, with a number that none before it can have had."""
@@ -113,8 +180,10 @@ class _Planner:
     def _refusal(self, recorded: History, here: int | None, plan: dict[str, Any]) -> str:
         before = recorded.versions[here or 0].plan
         changes = [f"  {name}: was {was}, is {now}" for name, was, now in _differences(before, plan)]
-        at = f"sample {self._position * self._repeats}"
-        remedy = f"give the old values back, or begin a new plan version at {at} with --sampling.replan"
+        begin = f"begin a new plan version at sample {self._position * self._repeats}"
+        if self._pool.grown is not None and plan["snapshot"] != before.get("snapshot"):
+            begin = f"let snapshot {self._pool.grown.snapshot.number} join at the next epoch boundary"
+        remedy = f"give the old values back, or {begin} with --sampling.replan"
         return "\n".join([f"run.folder={self._folder}: its samples were planned otherwise; {remedy}", *changes])
 
     def _recipe(self) -> PlanRecipe:
@@ -122,7 +191,8 @@ class _Planner:
         for part, weighting, quota in zip(self._pool.train.parts, self._pool.weightings, self._pool.quotas, strict=True):
             rates = "" if weighting.is_even else self._identity(weighting, part)
             sources.append(PlannedSource(part.data_hash, quota, rates))
-        return PlanRecipe(self._config.run.seed, self._config.data.window, self._config.sampling.coupled, tuple(sources))
+        snapshot = "" if self._pool.grown is None else self._pool.grown.identity
+        return PlanRecipe(self._config.run.seed, self._config.data.window, self._pool.coupled, tuple(sources), snapshot=snapshot)
 
     def _identity(self, weighting: Weighting, part: Shards) -> str:
         compiled = find_compiled(self._folder, weighting, part.data_hash)
@@ -137,17 +207,24 @@ class _Planner:
     def _check(self, version: PlanVersion) -> None:
         """Checks that a version that is to hold is of the data at hand, and its weight columns whole."""
         recipe, parts = PlanRecipe.from_json(version.plan), self._pool.train.parts
-        if [source.data_hash for source in recipe.sources] != [part.data_hash for part in parts]:
-            where = f"the version that holds from sample {version.start * self._repeats:,} on is of other data than data.train names"
+        if not _is_start(recipe, parts):
+            names = "data.train names" if self._pool.grown is None else f"snapshot {self._pool.grown.snapshot.number} is trained from"
+            where = f"the version that holds from sample {version.start * self._repeats:,} on is of other data than {names}"
             remedy = "name its folders to go on in it, or begin a new version with --sampling.replan"
             raise DataError(f"{self._path}: {where}; {remedy}")
-        for source, part in zip(recipe.sources, parts, strict=True):
+        for source, part in zip(recipe.sources, parts, strict=False):  # of the first ones
             if source.rates:
                 open_rates(self._folder / "plan" / source.rates, part.shard_counts, verify=True)
 
     @property
     def _repeats(self) -> int:
         return self._config.data.repeats
+
+
+def _is_start(recipe: PlanRecipe, parts: Sequence[Shards]) -> bool:
+    """Whether a plan is of the first of some folders, or of all: then it numbers samples and shards as they do."""
+    ours = [source.data_hash for source in recipe.sources]
+    return ours == [part.data_hash for part in parts[: len(ours)]]
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

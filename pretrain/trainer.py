@@ -184,10 +184,11 @@ class Trainer:
         with self.operations.during(TRANSFER):
             images = batch.images[rows].to(self.ranks.device, non_blocking=True)
             labels = batch.labels[rows].to(self.ranks.device, non_blocking=True)
+            weights = None if batch.weights is None else batch.weights[rows].to(self.ranks.device, non_blocking=True)
         with self.operations.during(FORWARD):
             objective = self.objective(step)
             inputs, targets = objective.mix(self.normalize(images), labels, step)
-            return objective.loss_sum(self.engine.forward(inputs), targets) / self.global_batch_size
+            return objective.loss_sum(self.engine.forward(inputs), targets, weights) / self.global_batch_size
 
     def _save(self, tally: Tally, done: int) -> None:
         with self.operations.during(SAVING):

@@ -23,6 +23,7 @@ def pinned(config: PretrainSettings) -> dict[str, Any]:
     del kept["model"]["checkpoint_activations"]  # the numbers stay the same
     kept["data"] = {name: tree["data"][name] for name in _PINNED_DATA}
     kept["run"] = {name: tree["run"][name] for name in _PINNED_RUN}
+    kept["sampling"] = {"loss_beta": tree["sampling"]["loss_beta"]}
     kept["changes"] = {str(number): change for number, change in enumerate(tree["changes"])}
     return kept
 

@@ -45,6 +45,7 @@ def describe(config: PretrainSettings, pool: Pool, ranks: Ranks, machines: Seque
         "data_hash": pool.train.data_hash,
         "num_classes": len(pool.train.class_names),
         "num_samples": len(pool.train),
+        **({} if pool.grown is None else {"snapshot": pool.grown.facts()}),
         "total_steps": total_steps,
         "world_size": ranks.world_size,
         "hardware": {

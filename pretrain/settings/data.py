@@ -31,8 +31,10 @@ _MAX_REPEATS = 8.0
 class DataSettings:
     """What is streamed in, and how it is cropped."""
 
-    train: Locations
+    train: Locations = ()
     """Shard folders of the training split, local or remote (s3://, https://, gs://); several with amounts: a@70% b@30%, a b@2x, a@50000."""
+    snapshot: Path | None = None
+    """In place of train: a growth state (its newest snapshot), or one snapshot of it; names folders and how often each sample is taken."""
     val: str | None = None
     """Shard folder of the validation split, with the same classes; none: no evaluation."""
     image_size: Annotated[int, Field(ge=8, le=2048)] = 224
@@ -95,6 +97,10 @@ class DataSettings:
     def problems(self) -> list[str]:
         """Returns what does not fit together."""
         found = []
+        if self.train and self.snapshot is not None:
+            found.append(f"train={' '.join(self.train)} and snapshot={self.snapshot}: both name the training data; leave one of them out")
+        if not self.train and self.snapshot is None:
+            found.append("train: names no folder; give data.train its shard folders, or data.snapshot a growth state")
         if not 0 < self.scale[0] <= self.scale[1]:
             found.append(f"scale={self.scale}: needs 0 < least <= greatest")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -137,7 +143,9 @@ class SamplingSettings:
     coupled: bool = False
     """Epochs come in pairs: the second takes what the first, drawn by the weights, left over."""
     replan: bool = False
-    """Let changed folders, weights or windows begin a new plan version where the run stands, instead of refusing them."""
+    """Let changed folders, weights or windows begin a new plan version where the run stands, a new snapshot at the next epoch boundary."""
+    loss_beta: Fraction = 0.0
+    """Exponent β: an image's loss is multiplied by (1 / its visits an epoch) ** β over their mean; 1 undoes the weights on average."""
 
     @property
     def is_even(self) -> bool:

@@ -18,6 +18,8 @@ from .loggers import ProfileSettings, WandbSettings, unused
 from .objective import ObjectiveSettings
 from .optimizer import OptimizerSettings
 
+_OF_A_POLICY = ("weights", "weights_are", "balance", "max_repeats", "epoch", "coupled")  # of sampling.*: what a snapshot settles
+
 
 @settings
 class ModelSettings:
@@ -172,18 +174,31 @@ class PretrainSettings:
             found.append(f"run.global_batch_size={self.run.global_batch_size}: mixup and cutmix blend pairs, so it must be even")
         if self.run.global_batch_size % self.data.repeats:
             found.append(f"data.repeats={self.data.repeats}: must divide run.global_batch_size={self.run.global_batch_size}")
-        if self.sampling.weights and len(self.sampling.weights) != len(self.data.train):
-            found.append(
-                f"sampling.weights: {len(self.sampling.weights)} files for {len(self.data.train)} folders of data.train; give one each"
-            )
-        if self.sampling.coupled and (len(self.data.train) > 1 or not parse_source(self.data.train[0]).is_plain):
-            found.append("sampling.coupled=true: pairs of epochs are of one folder without an amount")
+        found += self._sampling_problems() if self.data.snapshot is None else self._snapshot_problems()
         if self.run.global_batch_size < self.run.accumulate:
             found.append(f"run.accumulate={self.run.accumulate}: at most run.global_batch_size={self.run.global_batch_size}")
         found += name_problems(self.evaluators) + self._best_problems()
         if "%" in self.run.duration:
             found.append(f"run.duration={self.run.duration}: a run's own length cannot be a share of it; give steps, samples or epochs")
         return found
+
+    def _sampling_problems(self) -> list[str]:
+        sampling, train, found = self.sampling, self.data.train, []
+        if sampling.weights and len(sampling.weights) != len(train):
+            found.append(f"sampling.weights: {len(sampling.weights)} files for {len(train)} folders of data.train; give one each")
+        if sampling.coupled and train and (len(train) > 1 or not parse_source(train[0]).is_plain):
+            found.append("sampling.coupled=true: pairs of epochs are of one folder without an amount")
+        is_even = sampling.is_even and all(parse_source(text).is_plain for text in train)
+        if sampling.loss_beta and (is_even or sampling.coupled):
+            why = "two coupled epochs see every sample once" if sampling.coupled else "every sample is taken once an epoch"
+            found.append(f"sampling.loss_beta={sampling.loss_beta:g}: {why}, so there is nothing to correct; leave it out")
+        return found
+
+    def _snapshot_problems(self) -> list[str]:
+        given, default = self.sampling, SamplingSettings()
+        names = [name for name in _OF_A_POLICY if getattr(given, name) != getattr(default, name)]
+        remedy = "data.snapshot has a policy of its own; leave it out, or make a snapshot with another: bamboo grow"
+        return [f"sampling.{name}={getattr(given, name)}: {remedy}" for name in names]
 
     def _best_problems(self) -> list[str]:
         run, names = self.run, [*([VAL] if self.data.val is not None else []), *self.evaluators]
