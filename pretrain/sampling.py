@@ -105,7 +105,7 @@ class _Planner:
     def history(self) -> History:
         """Returns the history as it holds now; what it names is compiled, and it is written where it changed."""
         recorded, recipe = read_history(self._path), self._recipe()
-        self._tell_of_newer()
+        self._tell_of_snapshot()
         history = self._decide(recorded, recipe.to_json())
         self._compile(recipe)
         for version in history.versions[history.at(self._position) or 0 :]:
@@ -132,8 +132,10 @@ class _Planner:
             return recorded.then(position, plan, epoch_samples)
         return recorded.until(here).then(self._joins_at(recorded.versions[here]), plan, epoch_samples)
 
-    def _tell_of_newer(self) -> None:
-        grown = self._pool.grown
+    def _tell_of_snapshot(self) -> None:
+        grown, data = self._pool.grown, self._config.data
+        if grown is not None and data.train:
+            sys.stderr.write(f"data.snapshot={data.snapshot} names the training data; data.train={' '.join(data.train)} is not used\n")
         if grown is not None and grown.newest != grown.snapshot.number:
             kept = f"this run goes on with {grown.snapshot.number}"
             remedy = f"--sampling.replan lets {grown.newest} join at the next epoch boundary"

@@ -34,7 +34,7 @@ class DataSettings:
     train: Locations = ()
     """Shard folders of the training split, local or remote (s3://, https://, gs://); several with amounts: a@70% b@30%, a b@2x, a@50000."""
     snapshot: Path | None = None
-    """In place of train: a growth state (its newest snapshot), or one snapshot of it; names folders and how often each sample is taken."""
+    """In place of train: a growth state (its newest snapshot), or one snapshot; names the folders, and how often samples are taken."""
     val: str | None = None
     """Shard folder of the validation split, with the same classes; none: no evaluation."""
     image_size: Annotated[int, Field(ge=8, le=2048)] = 224
@@ -97,8 +97,6 @@ class DataSettings:
     def problems(self) -> list[str]:
         """Returns what does not fit together."""
         found = []
-        if self.train and self.snapshot is not None:
-            found.append(f"train={' '.join(self.train)} and snapshot={self.snapshot}: both name the training data; leave one of them out")
         if not self.train and self.snapshot is None:
             found.append("train: names no folder; give data.train its shard folders, or data.snapshot a growth state")
         if not 0 < self.scale[0] <= self.scale[1]:

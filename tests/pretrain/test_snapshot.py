@@ -228,10 +228,19 @@ def test_damage_is_refused(pool: Path, more: Path, tmp_path: Path, state: Path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_snapshot_stands_in_place_of_a_configs_folders(
+    pool: Path, tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`data.train` of a configuration beside `--data.snapshot`: said to be unused, in one line, and the stream is the snapshot's."""
+    assert run(pool, tmp_path / "both", state, data__train="nowhere/at-all") == 0
+    assert f"data.snapshot={state} names the training data; data.train=nowhere/at-all is not used" in capsys.readouterr().err
+    assert run(pool, tmp_path / "alone", state) == 0
+    assert stream(tmp_path / "both") == stream(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data__train": "shards"}, "both name the training data; leave one of them out"),
         ({"data__snapshot": "null"}, "data.train: names no folder; give data.train its shard folders, or data.snapshot a growth state"),
         ({"sampling__balance": "0.5"}, "sampling.balance=0.5: data.snapshot has a policy of its own"),
         ({"sampling__epoch": "99"}, "sampling.epoch=99: data.snapshot has a policy of its own"),
