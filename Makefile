@@ -73,6 +73,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "installing into .venv with $$("$$python" --version): about 6 GB, a few minutes ..."
 	start=$$SECONDS
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[hnsw]' 2>/dev/null || echo "hnswlib could not be built (it needs g++): InfoGrowth's own index is not tested" >&2
 	echo "installed in $$((SECONDS - start)) s"
 	echo "$(CURDIR)" > $@
 

@@ -11,6 +11,7 @@ from .errors import EXIT_FAILURE, EXIT_USER, BambooError
 VERBS: dict[str, tuple[str, str]] = {
     "shards": ("bamboo.datasets.cli", "pack images into WebDataset shards; index, verify and show them"),
     "sets": ("bamboo.datasets.downstream.cli", "the downstream sets: list, check on disk, download"),
+    "grow": ("bamboo.datasets.growth.cli", "what is new in data that has arrived, and how often training takes each sample"),
     "pretrain": ("bamboo.pretrain.cli", "pretrain a ResNet or ViT on shards (torchrun -m bamboo.pretrain for many processes)"),
     "slurm": ("bamboo.slurm.cli", "pretrain on a SLURM cluster: jobs and sweeps that save when they are stopped, come back and resume"),
     "zoo": ("bamboo.model_zoo.zoo_cli", "list, fetch, show and convert released checkpoints"),

@@ -59,7 +59,7 @@ def test_help_answers_at_once() -> None:
         (("-h",), 0, ""),
         (("help",), 0, ""),
         (("pretrian",), 2, "bamboo: no verb 'pretrian'. Did you mean 'pretrain'?"),
-        (("xyzzy",), 2, "bamboo: no verb 'xyzzy'. The verbs are: shards, sets, pretrain,"),
+        (("xyzzy",), 2, "bamboo: no verb 'xyzzy'. The verbs are: shards, sets, grow, pretrain,"),
         (("--verbose",), 2, "bamboo: no verb '--verbose'."),
     ],
 )
