@@ -31,7 +31,7 @@ demo: venv  ## the whole job on handwritten digits; writes report.html
 	$(BIN)/bamboo demo $(ARGS)
 
 test: venv  ## the quick tests (ARGS='-k word' narrows them)
-	$(PYTEST) -q -m 'not slow' $(ARGS)
+	$(PYTEST) -q -m 'not slow' -n 2 --dist worksteal $(ARGS)
 
 test-slow: venv chromium slurm  ## the slow tests: many processes, kills, a browser, a SLURM cluster on the loopback
 	$(PYTEST) -q -m slow $(ARGS)

@@ -56,16 +56,29 @@ def read_finished(folder: Path, identity: dict[str, Any] | None) -> FeatureFolde
         DataError: when its files do not match its manifest, or it was made from something else.
     """
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-        features = np.load(folder / FEATURES_NAME, mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / LABELS_NAME, allow_pickle=False)
-        if identity is not None and sha256_json(manifest["identity"]) != sha256_json(identity):
-            raise DataError(f"{folder}: made from something else than its name says; remove it and run again")
-        if list(features.shape) != manifest["shape"] or len(labels) != len(features):
-            raise DataError(f"{folder}: features are {features.shape}, the manifest says {manifest['shape']}; remove it and run again")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: damaged ({error}); remove it and run again") from None
+        manifest = _manifest(folder / MANIFEST_NAME)
+        features = np.lib.format.open_memmap(folder / FEATURES_NAME, mode="r")  # refuses objects, and more values than the file has
+        labels = np.array(np.lib.format.open_memmap(folder / LABELS_NAME, mode="r"))
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{folder}: damaged ({' '.join(str(error).split())}); remove it and run again") from None
+    if identity is not None and sha256_json(manifest["identity"]) != sha256_json(identity):
+        raise DataError(f"{folder}: made from something else than its name says; remove it and run again")
+    if features.dtype.kind != "f" or labels.dtype.kind not in "iu":
+        raise DataError(f"{folder}: holds features of {features.dtype}, labels of {labels.dtype}; remove it and run again")
+    if list(features.shape) != manifest["shape"] or labels.shape != features.shape[:1]:
+        raise DataError(f"{folder}: features are {features.shape}, the manifest says {manifest['shape']}; remove it and run again")
     return FeatureFolder(folder, features, labels, manifest)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Returns what a manifest says, having looked that it says what readers ask it for; ValueError: it does not."""
+    manifest = json.loads(path.read_bytes())
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    for name, kind in (("identity", dict), ("shape", list), ("classes", list), ("features_sha256", str)):
+        if not isinstance(manifest.get(name), kind):
+            raise ValueError(f"{path.name} has no {name} that is a {kind.__name__}")
+    return manifest
 
 
 def verify_features(folder: FeatureFolder) -> None:

@@ -31,7 +31,7 @@ from .lmdb_files import DATA_NAME
 from .lmdb_writer import WORK_NAME, in_key_order, is_finished, write_lmdb
 from .manifest import Manifest, read_manifest
 from .open_source import open_source
-from .pack_folder import SKIPPED_NAME, finish, state_of, writing
+from .pack_folder import PACK_OUT, SKIPPED_NAME, OutOption, finish, state_of, writing
 from .pack_plan import PackPlan, make_plan
 from .shard_pool import available_processes, map_shards
 from .shard_settings import PackSettings
@@ -80,22 +80,23 @@ def run(config: PackSettings) -> int:
     return EXIT_DONE
 
 
-def pack_shards(source: Source, plan: PackPlan, config: PackSettings, made_by: Mapping[str, Any]) -> Manifest:
+def pack_shards(source: Source, plan: PackPlan, config: PackSettings, made_by: Mapping[str, Any], named: OutOption = PACK_OUT) -> Manifest:
     """Returns the manifest of `config.out`, into which it packs a plan's shards, or finishes what a killed run left, or finds all done.
 
     Args:
         config: where and how; what it says of the source and of the order goes unused.
         made_by: command and options for `dataset.json`; the command must be one of `NAMING_COMMANDS` of `shard_source`.
+        named: how messages name `config.out`.
 
     Raises:
         UserError: when `config.out` holds something else, or another process is packing into it.
         DataError: for an unreadable image, unless such are skipped.
     """
-    state = state_of(config.out, plan, config.name, overwrite=config.overwrite)
+    state = state_of(config.out, plan, config.name, overwrite=config.overwrite, named=named)
     if state == "finished":
         finish(config.out)
         return read_manifest(config.out)
-    with writing(config.out, plan, config.name, state):
+    with writing(config.out, plan, config.name, state, named):
         manifest = _complete(source, plan, _write_shards(source, plan, config), config, made_by)
         finish(config.out)
     return manifest

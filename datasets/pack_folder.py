@@ -1,6 +1,7 @@
 """The folder a pack writes into: fresh, half-done, finished, or somebody else's."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -19,39 +20,52 @@ from .shard_writer import PARTS_FOLDER
 SKIPPED_NAME = "skipped.tsv"
 
 _PLAN_NAME = "plan.json"
-_REMEDY = "use --overwrite to replace it, or another --out"
 
 State = Literal["fresh", "half-done", "finished"]
 
 
-def state_of(folder: Path, plan: PackPlan, prefix: str, *, overwrite: bool) -> State:
+@dataclasses.dataclass(frozen=True)
+class OutOption:
+    """How messages name the folder."""
+
+    option: str = "--out"
+    """The option that names it."""
+    remedy: str = "use --overwrite to replace it, or another --out"
+    """What to do about a folder that holds something else."""
+
+
+PACK_OUT = OutOption()
+"""That of `bamboo shards pack`."""
+
+
+def state_of(folder: Path, plan: PackPlan, prefix: str, *, overwrite: bool, named: OutOption = PACK_OUT) -> State:
     """Returns what `folder` holds of `plan`; touches nothing.
 
-    `fresh` stands for everything that `begin` may replace: nothing of ours, or anything with `overwrite`.
+    `fresh` stands for everything that `writing` may replace: nothing of ours, or anything with `overwrite`.
 
     Raises:
         UserError: when it holds something else and `overwrite` is not given.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder}: is a file; name a folder")
+        raise UserError(f"{named.option}={folder}: is a file; name a folder")
     started = _started_plan(folder)
     if not (folder / MANIFEST_NAME).exists() and started is not None and started["identity"] == plan.identity:
         return "half-done"
     if overwrite:
         return "fresh"
     if (folder / MANIFEST_NAME).exists():
-        _require_finished(folder, plan)
+        _require_finished(folder, plan, named)
         return "finished"
     if started is not None:
-        raise UserError(f"--out={folder}: holds an unfinished pack of another plan ({_difference(started, plan)}); {_REMEDY}")
+        raise UserError(f"{named.option}={folder}: holds an unfinished pack of another plan ({_difference(started, plan)}); {named.remedy}")
     foreign = next(iter([*folder.glob(f"{prefix}-*.tar"), *folder.glob(INDEX_NAME)]), None)
     if foreign is not None:
-        raise UserError(f"--out={folder}: holds {foreign.name}, which this pack did not write; {_REMEDY}")
+        raise UserError(f"{named.option}={folder}: holds {foreign.name}, which this pack did not write; {named.remedy}")
     return "fresh"
 
 
 @contextlib.contextmanager
-def writing(folder: Path, plan: PackPlan, prefix: str, state: State) -> Iterator[None]:
+def writing(folder: Path, plan: PackPlan, prefix: str, state: State, named: OutOption = PACK_OUT) -> Iterator[None]:
     """Holds the folder for one pack: makes or clears it, records the plan, and sweeps up what a killed run left half-written.
 
     Raises:
@@ -64,7 +78,7 @@ def writing(folder: Path, plan: PackPlan, prefix: str, state: State) -> Iterator
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--out={folder}: another process is packing into it; wait for it, or use another --out") from None
+            raise UserError(f"{named.option}={folder}: another process is packing into it; wait for it, or name another folder") from None
         for left in (*folder.glob(".*.tmp"), *parts.glob(".*.tmp")):
             left.unlink(missing_ok=True)
         if state == "fresh":
@@ -89,17 +103,17 @@ def _started_plan(folder: Path) -> dict[str, object] | None:
     return tree
 
 
-def _require_finished(folder: Path, plan: PackPlan) -> None:
+def _require_finished(folder: Path, plan: PackPlan, named: OutOption) -> None:
     try:
         manifest = read_manifest(folder)
     except BambooError as error:
-        raise UserError(f"--out={folder}: {error}; {_REMEDY}") from None
+        raise UserError(f"{named.option}={folder}: {error}; {named.remedy}") from None
     if manifest.made_by.get("plan") != plan.identity:
-        raise UserError(f"--out={folder}: holds a dataset packed from other sources or with other options; {_REMEDY}")
+        raise UserError(f"{named.option}={folder}: holds a dataset packed from other sources or with other options; {named.remedy}")
     for entry in manifest.shards:
         shard = folder / entry.name
         if not shard.exists() or shard.stat().st_size != entry.size_bytes:
-            raise UserError(f"--out={folder}: {entry.name} is missing or of another size; {_REMEDY}")
+            raise UserError(f"{named.option}={folder}: {entry.name} is missing or of another size; {named.remedy}")
 
 
 def _difference(started: dict[str, object], plan: PackPlan) -> str:

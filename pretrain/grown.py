@@ -4,11 +4,12 @@ A run keeps to the snapshot of its recorded plan, whatever its growth state has 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cli.errors import BambooError, DataError, UserError
 from ..datasets.growth.snapshot import LATEST_NAME, Snapshot, TrainingFolder, open_snapshot, snapshot_folder
@@ -72,6 +73,11 @@ class Grown:
             coupled=self.snapshot.coupled,
         )
 
+    def passed_over(self) -> list[str]:
+        """Returns the locations of training folders that have probabilities above 0, and yet so small that no epoch takes a sample."""
+        training = [folder for folder in self.snapshot.training if not is_taken_from(self.snapshot, folder)]
+        return [folder.location for folder in training if any(column.any() for column in _columns(folder))]
+
     def facts(self) -> dict[str, Any]:
         """Returns what `run.json` says of it."""
         return {"state": str(self.snapshot.state), "number": self.snapshot.number, "content_hash": self.snapshot.content_hash}
@@ -108,19 +114,20 @@ def is_taken_from(snapshot: Snapshot, folder: TrainingFolder) -> bool:
 
 
 def expected_samples(folder: TrainingFolder) -> int:
-    """Returns the sum of a folder's probabilities, of both its columns, rounded: 0 where everything in it is passed over.
+    """Returns the samples of a folder's epochs, of both its columns, each rounded: 0 where everything in it is passed over.
 
     Raises:
         DataError: when a column cannot be read.
     """
-    total = 0.0
+    return sum(round(float(np.sum(column, dtype=np.float64))) for column in _columns(folder))
+
+
+def _columns(folder: TrainingFolder) -> Iterator[npt.NDArray[np.float32]]:
     for path in filter(None, (folder.probabilities, folder.second)):
         try:
-            column = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            yield np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: not a readable .npy file: {' '.join(str(error).split())}") from None
-        total += float(np.sum(column, dtype=np.float64))
-    return round(total)
 
 
 def _recorded(run: Path) -> str:

@@ -11,7 +11,7 @@ from ..cli.errors import UserError
 from ..datasets.joined import JoinedShards
 from ..datasets.plan.mixture import BLOCK
 from ..datasets.plan.sources import Source, parse_source, quotas
-from ..datasets.plan.weighting import Weighting, paired_samples
+from ..datasets.plan.weighting import OF_SNAPSHOT, Weighting, paired_samples
 from ..datasets.remote.cache import ShardCache
 from ..datasets.shards import Shards
 from .columns import samples_an_epoch
@@ -167,7 +167,7 @@ def _weighting(sampling: SamplingSettings, number: int, sources: list[Source]) -
 
 def _what(number: int, config: PretrainSettings) -> str:
     if config.data.snapshot is not None:
-        return "data.snapshot"
+        return OF_SNAPSHOT
     if config.sampling.weights:
         return "sampling.weights"
     return f"sampling.balance={config.sampling.balance:g}: {parse_source(config.data.train[number]).shown}"

@@ -18,7 +18,7 @@ from ..datasets.plan.loss_weights import LossWeights, VersionWeights, version_we
 from ..datasets.plan.order import SampleOrder
 from ..datasets.plan.rates import open_rates
 from ..datasets.plan.recipe import PlannedSource, PlanRecipe, rates_identity
-from ..datasets.plan.weighting import Weighting, compile_rates
+from ..datasets.plan.weighting import OF_SNAPSHOT, Weighting, compile_rates
 from ..datasets.ranks import Ranks
 from ..datasets.shards import Shards
 from .columns import find_compiled
@@ -140,6 +140,9 @@ class _Planner:
             kept = f"this run goes on with {grown.snapshot.number}"
             remedy = f"--sampling.replan lets {grown.newest} join at the next epoch boundary"
             sys.stderr.write(f"plan: snapshot {grown.newest} is there; {kept}; {remedy}\n")
+        if grown is not None and (small := grown.passed_over()):
+            why = "its probabilities come" if len(small) == 1 else "the probabilities of each come"
+            sys.stderr.write(f"plan: no sample is taken of {', '.join(small)}: {why} to less than one an epoch\n")
 
     def _joins_at(self, here: PlanVersion) -> int:
         """Returns where a snapshot takes over from the version that holds: at the first epoch boundary from where the run stands.
@@ -201,10 +204,11 @@ class _Planner:
         return compiled.name if compiled is not None else rates_identity(weighting, part.data_hash)
 
     def _compile(self, recipe: PlanRecipe) -> None:
+        what = "sampling" if self._pool.grown is None else OF_SNAPSHOT
         for part, weighting, source in zip(self._pool.train.parts, self._pool.weightings, recipe.sources, strict=True):
             folder = self._folder / "plan" / source.rates
             if source.rates and not folder.exists():
-                compile_rates(weighting, part.index, part.shard_counts, folder, "sampling", part.data_hash)
+                compile_rates(weighting, part.index, part.shard_counts, folder, what, part.data_hash)
 
     def _check(self, version: PlanVersion) -> None:
         """Checks that a version that is to hold is of the data at hand, and its weight columns whole."""

@@ -15,12 +15,14 @@ import torch
 from ..counters import key, permute
 from ..ranks import Ranks
 from .codes import Codes
+from .codes import cosines as cosines_of
 from .gain import gains_of
 from .lists import Ids, Neighbours, top
 from .state import Codebook
 
 _AUDIT = 0x41554454
 _FAR = 0.05
+_SPARE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,10 @@ def audit(
 
 
 def exact_neighbours(codebook: Codebook, codes_AD: Codes, before_A: Ids, k: int, ranks: Ranks) -> Neighbours:
-    """Returns the k nearest of all codes that arrived before each, with every code compared."""
+    """Returns the k nearest of all codes that arrived before each, with every code compared.
+
+    Some more than k are found in float32, whose sums depend on threads; then those are compared exactly, see `codes`.
+    """
     wanted = torch.from_numpy(codes_AD.astype(np.float32)).to(ranks.device)
     best = Neighbours(np.full((len(codes_AD), k), -np.inf, np.float32), np.full((len(codes_AD), k), -1, np.int64))
     for number, (codes_ND, arrivals_N) in enumerate(codebook.blocks()):
@@ -69,11 +74,22 @@ def exact_neighbours(codebook: Codebook, codes_AD: Codes, before_A: Ids, k: int,
         near = wanted @ torch.from_numpy(codes_ND.astype(np.float32)).to(ranks.device).T
         is_late = torch.tensor(arrivals_N)[None] >= torch.from_numpy(before_A)[:, None]
         near.masked_fill_(is_late.to(ranks.device), -torch.inf)
-        cosines, columns = (part.cpu().numpy() for part in near.topk(min(k, len(arrivals_N)), dim=1))
+        cosines, columns = (part.cpu().numpy() for part in near.topk(min(k + _SPARE, len(arrivals_N)), dim=1))
         ids = np.where(np.isinf(cosines), -1, arrivals_N[columns])
-        best = top(np.hstack([best.cosines, cosines]), np.hstack([best.ids, ids]), k)
+        best = top(np.hstack([best.cosines, cosines]), np.hstack([best.ids, ids]), k + _SPARE)
     told = ranks.from_all(best)
-    return best if len(told) == 1 else top(np.hstack([part.cosines for part in told]), np.hstack([part.ids for part in told]), k)
+    best = top(np.hstack([part.cosines for part in told]), np.hstack([part.ids for part in told]), k + _SPARE)
+    return top(_exactly(codebook, codes_AD, best.ids), best.ids, k)
+
+
+def _exactly(codebook: Codebook, codes_AD: Codes, ids_AM: Ids) -> npt.NDArray[np.float32]:
+    """Returns float32[A, M] the cosines of codes with those that arrived as `ids`, -inf for id -1."""
+    known, inverse = np.unique(ids_AM[ids_AM >= 0], return_inverse=True)
+    others = codebook.rows(_places(codebook, known))
+    found = np.full(ids_AM.shape, -np.inf, np.float32)
+    rows = np.nonzero(ids_AM >= 0)[0]
+    found[ids_AM >= 0] = cosines_of(codes_AD[rows], others[inverse])
+    return found
 
 
 def _places(codebook: Codebook, arrivals: Ids) -> Ids:

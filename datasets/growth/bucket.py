@@ -22,16 +22,18 @@ from ..index import FILE_NAME as INDEX_NAME
 from ..index import hash_key, read_index
 from ..manifest import Manifest
 from ..pack import pack_shards
+from ..pack_folder import OutOption
 from ..pack_plan import PackPlan, make_plan
 from ..shard_settings import PackSettings
 from ..shard_source import joined_source
 from ..shard_writer import sample_key
 from .folders import local_folders
-from .snapshot import PROBABILITIES, Snapshot, TrainingFolder, verify_files
+from .snapshot import PROBABILITIES, Snapshot, TrainingFolder, content_of, verify_files
 
 PROBABILITIES_NAME, SECOND_NAME = "probabilities.npy", "probabilities-second.npy"
 
 _COMMAND = "bamboo grow"
+_OUT = OutOption("--bucket.out", "name another folder, or remove what it holds")
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -91,11 +93,11 @@ def bucket(
         raise UserError(f"{snapshot.folder}: every probability is 0, so there is nothing to pack; make a snapshot of another policy")
     source = joined_source(folders)
     source = dataclasses.replace(source, records=[source.records[i] for i in kept.tolist()])
-    options: dict[str, Any] = {"snapshot": snapshot.content_hash, "num_buckets": num_buckets, "keep_all": keep_all}
+    options: dict[str, Any] = {"snapshot": content_of(snapshot.card), "num_buckets": num_buckets, "keep_all": keep_all}
     options |= {"samples_per_shard": samples_per_shard, "seed": seed}
     plan = make_plan(source, options, seed, samples_per_shard, None, numbers[kept])
     config = PackSettings(src=folders[0], out=out, processes=processes, unreadable=unreadable, overwrite=overwrite)
-    manifest = pack_shards(source, plan, config, {"command": _COMMAND, "options": options})
+    manifest = pack_shards(source, plan, config, {"command": _COMMAND, "options": options}, _OUT)
     rows = kept[_packed(plan, out)]
     has_second = any(entry.second is not None for entry in snapshot.training)
     paths = _write_columns(out, first[rows], second[rows] if has_second else None)
@@ -124,7 +126,7 @@ def bucket_numbers(probabilities: Floats, taken: npt.NDArray[np.bool_], num_buck
 def _require_apart(out: Path, folders: list[Path]) -> None:
     for folder in folders:
         if out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"bucketing: {out} lies in {folder}, which is to be packed anew; use another folder")
+            raise UserError(f"{_OUT.option}={out}: lies in {folder}, which is to be packed anew; name another folder")
 
 
 def _columns(snapshot: Snapshot) -> tuple[Floats, Floats]:

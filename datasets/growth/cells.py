@@ -26,6 +26,7 @@ CODES_PER_CELL = 16
 _STEPS = (4, 4, 2, 1)  # of the rounds of k-means: where centroids are still far off, every fourth code will do
 _CELLS = 0x43454C4C
 _TILE = 512
+_SUMMED = 1 << 14
 
 
 def num_cells(num_codes: int) -> int:
@@ -38,7 +39,7 @@ class Cells:
 
     def __init__(self, centroids_CD: Codes) -> None:
         self.centroids = centroids_CD
-        self._grid_DC = np.ascontiguousarray(gridded(centroids_CD).T)
+        self._away_DC = np.ascontiguousarray(-gridded(centroids_CD).T)
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -53,14 +54,22 @@ class Cells:
         return np.concatenate(cells + [tile[0] for tile in tiles]), np.concatenate(cosines + [tile[1] for tile in tiles])
 
     def _nearest(self, codes_BD: Codes, num_probes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        away_BC = -(gridded(codes_BD) @ self._grid_DC)
-        if num_probes == 1:
-            chosen = away_BC.argmin(1)[:, None]
-        else:
-            chosen = away_BC.argpartition(num_probes - 1, axis=1)[:, :num_probes]
-            order = np.take_along_axis(away_BC, chosen, 1).argsort(axis=1, kind="stable")
-            chosen = np.take_along_axis(chosen, order, 1)
+        away_BC = gridded(codes_BD) @ self._away_DC
+        chosen = _first(away_BC, num_probes) if num_probes > 1 else away_BC.argmin(1)[:, None]  # the first of equally near ones
         return chosen, np.take_along_axis(away_BC, chosen, 1) / np.float32(-(GRID**2))
+
+
+def _first(away_BC: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Returns int64[B, count] the columns of the least values, the least first, of equal ones that of the smaller number."""
+    if count == away_BC.shape[1]:
+        return away_BC.argsort(axis=1, kind="stable")
+    parted = away_BC.argpartition((count - 1, count), axis=1)
+    chosen, border = parted[:, :count], np.take_along_axis(away_BC, parted[:, count - 1 : count + 1], 1)
+    for row in np.flatnonzero(border[:, 0] == border[:, 1]).tolist():  # which of equal ones a partition takes is arbitrary
+        chosen[row] = away_BC[row].argsort(kind="stable")[:count]
+    chosen.sort(axis=1)
+    order = np.take_along_axis(away_BC, chosen, 1).argsort(axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, 1)
 
 
 def one_cell(width: int) -> Cells:
@@ -77,13 +86,22 @@ def sample_rows(num_codes: int, seed: int) -> npt.NDArray[np.int64]:
 def make_cells(codes_ND: Codes, count: int) -> Cells:
     """Returns `count` cells of the codes: k-means by cosine, from codes in even steps through them as the first centroids.
 
-    A centroid that no code is nearest to stays where it is.
+    A centroid that no code is nearest to stays where it is. Cells are numbered by neighbourhoods of √C of them, so that codes that are
+    searched in the order of their cells find in the processor's cache what the one before has scanned.
     """
+    centroids = _means(codes_ND, count)
+    around = _means(centroids, max(math.isqrt(count), 1))
+    return Cells(centroids[Cells(around).nearest(centroids, 1)[0][:, 0].argsort(kind="stable")])
+
+
+def _means(codes_ND: Codes, count: int) -> Codes:
     cells = Cells(codes_ND[np.linspace(0, len(codes_ND) - 1, count).astype(np.int64)])
-    grid_ND = torch.from_numpy(gridded(codes_ND)).long()
     for step in _STEPS:
-        nearest = torch.from_numpy(cells.nearest(codes_ND[::step], 1)[0][:, 0])
-        sums_CD = torch.zeros(count, codes_ND.shape[1], dtype=torch.int64).index_add_(0, nearest, grid_ND[::step]).numpy()
+        sums = torch.zeros(count, codes_ND.shape[1], dtype=torch.int64)
+        for start in range(0, len(codes_ND), step * _SUMMED):
+            codes = codes_ND[start : start + step * _SUMMED : step]
+            sums.index_add_(0, torch.from_numpy(cells.nearest(codes, 1)[0][:, 0]), torch.from_numpy(gridded(codes)).long())
+        sums_CD = sums.numpy()
         lengths = np.sqrt(np.square(sums_CD.astype(np.float64)).sum(1, keepdims=True))
         cells = Cells(np.where(lengths > 0, (sums_CD / np.maximum(lengths, 1)).astype(np.float16), cells.centroids))
-    return cells
+    return cells.centroids

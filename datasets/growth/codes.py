@@ -22,7 +22,7 @@ def encode(features_ND: npt.NDArray[np.floating]) -> Codes:
 
     A cosine of two codes is off by less than 2⁻¹¹, and by about 1e-5 where D is 256.
     """
-    rows = features_ND.astype(np.float32)
+    rows = features_ND.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     codes: Codes = torch.from_numpy(rows).half().numpy()  # several times faster than numpy's own conversion

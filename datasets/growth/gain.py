@@ -21,7 +21,7 @@ _LEAST_BLOCK, _MOST_BLOCK, _BLOCK_SHARE = 128, 16384, 16
 
 
 def block_rows(arrived: int) -> int:
-    """Returns how many samples make the next block after so many: a power of two, at most a sixteenth of them, 128 to 2,048."""
+    """Returns how many samples make the next block after so many: a power of two, at most a sixteenth of them, 128 to 16,384."""
     return min(max(1 << max((arrived // _BLOCK_SHARE).bit_length() - 1, 0), _LEAST_BLOCK), _MOST_BLOCK)
 
 

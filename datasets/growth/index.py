@@ -107,15 +107,11 @@ class CellIndex:
 
         The cells of a store that is read after a kill are those that it keeps, so they are the same as without the kill.
         """
-        size, kept = len(store), store.newest_cells()
-        made_at = kept[0] if kept is not None else 0
-        if self._effort and size >= max(GROWTH * made_at, EXACT_BELOW):
-            self._cells = self._make_cells(store)
-            made_at = size
-        elif kept is not None and made_at != self._made_at:
-            self._cells = Cells(kept[1])
-        elif size == self._size:
+        made_at, centroids = self._ranks.from_all(self._newest(store) if self._ranks.is_first else None)[0] or (0, None)
+        if made_at == self._made_at and len(store) == self._size:
             return
+        if centroids is not None and made_at != self._made_at:
+            self._cells = Cells(centroids)
         self._made_at = made_at
         self._empty()
         for codes_BD, ids in store.blocks():
@@ -148,18 +144,16 @@ class CellIndex:
             return self._cells.nearest(codes_BD, count)
         tiles = range(self._ranks.rank * _TILE, len(codes_BD), self._ranks.world_size * _TILE)
         told = self._ranks.from_all([(start, *self._cells.nearest(codes_BD[start : start + _TILE], count)) for start in tiles])
-        found = sorted(itertools.chain(*told), key=operator.itemgetter(0))
+        found = sorted([*itertools.chain(*told), (-1, *self._cells.nearest(codes_BD[:0], count))], key=operator.itemgetter(0))
         return np.concatenate([cells for _, cells, _ in found]), np.concatenate([cosines for _, _, cosines in found])
 
-    def _make_cells(self, store: CodeStore) -> Cells:
-        """Returns new cells; rank 0 makes them, the others read what it kept."""
-        size = len(store)
-        if self._ranks.is_first:
+    def _newest(self, store: CodeStore) -> tuple[int, Codes] | None:
+        """Returns the cells to go on with; those that are due are made, and kept. Only rank 0 asks: what it finds holds for all."""
+        size, kept = len(store), store.newest_cells()
+        if self._effort and size >= max(GROWTH * (kept[0] if kept is not None else 0), EXACT_BELOW):
             store.keep_cells(make_cells(store.rows(sample_rows(size, self._seed)), num_cells(size)).centroids)
-        self._ranks.barrier()
-        kept = store.newest_cells()
-        assert kept is not None and kept[0] == size, "rank 0 has just kept them"
-        return Cells(kept[1])
+            return store.newest_cells()
+        return kept
 
     def _is_mine(self, cells: Ids) -> npt.NDArray[np.bool_]:
         is_mine: npt.NDArray[np.bool_] = cells % self._ranks.world_size == self._ranks.rank

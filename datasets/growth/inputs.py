@@ -50,10 +50,10 @@ class Encoded:
             DataError: naming the first row that is not finite, or all zeros.
         """
         codes = encode(np.asarray(self.folder.features[start:stop]))
-        bad = np.flatnonzero(~np.isfinite(codes).all(axis=1))
+        bad = np.flatnonzero(~np.isfinite(codes).all(axis=1) | ~codes.any(axis=1))
         if len(bad) and not may_lack:
             row = start + int(bad[0])
-            what = "all zeros" if not np.any(self.folder.features[row]) else "not finite"
+            what = "all zeros" if not np.any(self.folder.features[row]) else "not finite, or beyond what a float64's square holds"
             raise DataError(f"{self.option}={self.folder.path}: the features of sample {row} are {what}; compute them again")
         return codes
 

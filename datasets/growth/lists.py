@@ -17,6 +17,7 @@ from .codes import Codes
 Ids = npt.NDArray[np.int64]
 
 _SPARE, _MORE = 8, 4
+_PRODUCTS = 1 << 26  # of one matrix on a device at a time
 
 
 class Neighbours(NamedTuple):
@@ -73,28 +74,29 @@ class FaissLists:
     def search(self, codes_BD: Codes, cells_BP: Ids, k: int, before_B: Ids) -> Neighbours:
         """Returns the nearest codes whose ids are less than `before`, among those of the cells given for each; cell -1 is none.
 
-        faiss finds the nearest of all; the few that come too late are struck out, and where that leaves too few, more are asked for.
+        faiss finds the nearest of all; the few that come too late are struck out. More are asked for where that leaves too few, and where
+        equally near ones may be missing: which of them faiss drops depends on what else it scans.
         """
         self._faiss.omp_set_num_threads(torch.get_num_threads())
         order = cells_BP[:, 0].argsort(kind="stable")  # codes of one cell follow one another, so what they scan stays in the cache
         cosines, ids = np.full((len(order), k), -np.inf, np.float32), np.full((len(order), k), -1, np.int64)
         wanted = k + _SPARE
         while len(order):
-            near, is_full = self._scan(codes_BD[order], cells_BP[order], wanted, before_B[order])
+            near, last = self._scan(codes_BD[order], cells_BP[order], wanted, before_B[order])
             best = top(near.cosines, near.ids, k)
             cosines[order], ids[order] = best.cosines, best.ids
-            order = order[is_full & (best.ids[:, -1] < 0)]
+            order = order[last >= best.cosines[:, -1]]
             wanted *= _MORE
         return Neighbours(cosines, ids)
 
-    def _scan(self, codes_BD: Codes, cells_BP: Ids, wanted: int, before_B: Ids) -> tuple[Neighbours, npt.NDArray[np.bool_]]:
-        """Returns the nearest, those that come too late struck out, and for which codes there may be more."""
+    def _scan(self, codes_BD: Codes, cells_BP: Ids, wanted: int, before_B: Ids) -> tuple[Neighbours, npt.NDArray[np.float32]]:
+        """Returns the nearest, those that come too late struck out, and the cosine above which there are no more; NaN: none at all."""
         self._index.nprobe = cells_BP.shape[1]
         unused = np.zeros(cells_BP.shape, np.float32)
         cosines, ids = self._index.search_preassigned(codes_BD.astype(np.float32), wanted, np.ascontiguousarray(cells_BP), unused)
-        is_full: npt.NDArray[np.bool_] = ids[:, -1] >= 0
+        last = np.where(ids[:, -1] >= 0, cosines[:, -1], np.nan).astype(np.float32)
         is_late = (ids >= before_B[:, None]) | (ids < 0)
-        return Neighbours(np.where(is_late, -np.inf, cosines).astype(np.float32), np.where(is_late, -1, ids)), is_full
+        return Neighbours(np.where(is_late, -np.inf, cosines).astype(np.float32), np.where(is_late, -1, ids)), last
 
 
 class TorchLists:
@@ -102,13 +104,14 @@ class TorchLists:
 
     def __init__(self, width: int, num_cells: int, device: torch.device) -> None:
         self._device, self._width = device, width
-        self._type = torch.float16 if device.type == "cuda" else torch.float32
         self._codes = [torch.zeros(0, width, dtype=torch.float16, device=device) for _ in range(num_cells)]
         self._ids = [torch.zeros(0, dtype=torch.int64, device=device) for _ in range(num_cells)]
         self._sizes = [0] * num_cells
 
     def add(self, codes_BD: Codes, ids: Ids, cells: Ids) -> None:
         """Takes codes into their cells, int64[B]."""
+        if not len(ids):
+            return
         codes, numbers = torch.from_numpy(codes_BD).to(self._device), torch.from_numpy(ids).to(self._device)
         order = np.argsort(cells, kind="stable")
         found, starts = np.unique(cells[order], return_index=True)
@@ -127,9 +130,11 @@ class TorchLists:
 
     def search(self, codes_BD: Codes, cells_BP: Ids, k: int, before_B: Ids) -> Neighbours:
         """Returns the nearest codes whose ids are less than `before`, among those of the cells given for each; cell -1 is none."""
-        codes = torch.from_numpy(codes_BD).to(self._device, self._type)
+        codes = torch.tensor(codes_BD, device=self._device).float()
         before = torch.from_numpy(before_B).to(self._device)
         num_rows, num_probes = cells_BP.shape
+        if not num_rows:
+            return Neighbours(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
         cosines = torch.full((num_rows, num_probes, k), -torch.inf, device=self._device)
         ids = torch.full((num_rows, num_probes, k), -1, dtype=torch.int64, device=self._device)
         flat = cells_BP.ravel()
@@ -139,11 +144,12 @@ class TorchLists:
             size = self._sizes[cell] if cell >= 0 else 0
             if not size:
                 continue
-            rows, probes = (torch.from_numpy(part).to(self._device) for part in np.divmod(order[start:stop], num_probes))
-            near = (codes[rows] @ self._codes[cell][:size].to(self._type).T).float()
-            near.masked_fill_(self._ids[cell][:size] >= before[rows][:, None], -torch.inf)
-            best, places = near.sort(dim=1, descending=True, stable=True)  # the earlier of two equally near ones first
-            count = min(k, size)
-            cosines[rows, probes, :count] = best[:, :count]
-            ids[rows, probes, :count] = self._ids[cell][places[:, :count]].masked_fill(best[:, :count].isinf(), -1)
+            for part in np.array_split(order[start:stop], -(-(stop - start) * size // _PRODUCTS)):
+                rows, probes = (torch.from_numpy(places).to(self._device) for places in np.divmod(part, num_probes))
+                near = codes[rows] @ self._codes[cell][:size].float().T
+                near.masked_fill_(self._ids[cell][:size] >= before[rows][:, None], -torch.inf)
+                best, places = near.sort(dim=1, descending=True, stable=True)  # the earlier of two equally near ones first
+                count = min(k, size)
+                cosines[rows, probes, :count] = best[:, :count]
+                ids[rows, probes, :count] = self._ids[cell][places[:, :count]].masked_fill(best[:, :count].isinf(), -1)
         return top(cosines.flatten(1).cpu().numpy(), ids.flatten(1).cpu().numpy(), k)

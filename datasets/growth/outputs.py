@@ -62,9 +62,10 @@ def describe_plan(state: GrowthState, inputs: Inputs | None, config: GrowSetting
             num_bytes = total * (2 * part.width + 8)
             room = f"{bytes_text(num_bytes)} on the disk, about {bytes_text(_ROOM * num_bytes)} of memory over all processes"
             lines.append(f"  {name}: width {part.width}, {room}")
-    lines.append(f"would take a snapshot by policy.kind={config.policy.kind}; nothing is written")
+    kind = "the newest snapshot's" if config.policy is None else config.policy.kind
+    lines.append(f"would take a snapshot by policy {kind}; nothing is written")
     if summary is not None:
-        lines += _policy_lines(config.policy.kind, dataclasses.asdict(summary))
+        lines += _policy_lines(kind, dataclasses.asdict(summary))
     return "\n".join(lines) + "\n"
 
 

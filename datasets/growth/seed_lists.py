@@ -24,8 +24,9 @@ from .folders import local_folders
 from .snapshot import Snapshot
 
 Gains = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 
-_TAKEN = ("arrival", "decision", "image_gain", "text_gain")
+_TAKEN = ("arrival", "decision", "image_gain", "text_gain", "alignment", "realigned")
 _CAPTION = "caption"
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -39,7 +40,8 @@ def export_json(snapshot: Snapshot, path: Path, recaptions: Mapping[str, str] | 
     records of all samples are in memory meanwhile, as in a pack.
 
     Args:
-        recaptions: the re-caption of every sample that has the decision `CLEAN`, by its name; of others none is used.
+        recaptions: the re-caption of every accepted sample that was taken with it, near-duplicates included, by its name; of others none
+            is used.
         duplicates: whether near-duplicates are listed too.
 
     Raises:
@@ -52,12 +54,13 @@ def export_json(snapshot: Snapshot, path: Path, recaptions: Mapping[str, str] | 
     accepted = np.flatnonzero(~np.isin(columns["decision"], left_out))
     if not len(accepted):
         raise UserError(f"{snapshot.folder}: no sample is accepted, and InfoGrowth takes no empty list")
-    cleaned = [source.records[i].name for i in accepted.tolist() if columns["decision"][i] == Decision.CLEAN]
-    missing = [name for name in cleaned if name not in (recaptions or {})]
+    is_recaptioned = _is_recaptioned(columns, snapshot.card.get("growth", {}).get("alignment"))
+    names = [source.records[i].name for i in accepted.tolist() if is_recaptioned[i]]
+    missing = [name for name in names if name not in (recaptions or {})]
     if missing:
         raise UserError(f"{len(missing):,} samples were taken with re-captions that are not given: {listing(missing)}; give their file")
     order = accepted[np.argsort(columns["arrival"][accepted], kind="stable")]
-    write_annotations(path, _listed(source, columns, order, recaptions or {}))
+    write_annotations(path, _listed(source, columns, order, is_recaptioned, recaptions or {}))
     return len(order)
 
 
@@ -86,7 +89,23 @@ def _columns(snapshot: Snapshot) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in _TAKEN}
 
 
-def _listed(source: Source, columns: Columns, order: npt.NDArray[np.int64], recaptions: Mapping[str, str]) -> Iterator[Record]:
+def _is_recaptioned(columns: Columns, threshold: float | None) -> Flags:
+    """Returns bool[N] whether a sample was taken with its re-caption.
+
+    Decisions say so of all but the near-duplicates, whose captions are judged before; `threshold`, the least alignment, says it of those.
+    None: it is not known, and none was.
+    """
+    is_clean: Flags = columns["decision"] == Decision.CLEAN
+    if threshold is None:
+        return is_clean
+    is_better = (columns["alignment"] < threshold) & (columns["realigned"] >= threshold)
+    is_recaptioned: Flags = is_clean | (is_better & (columns["decision"] == Decision.DUPLICATE))
+    return is_recaptioned
+
+
+def _listed(
+    source: Source, columns: Columns, order: npt.NDArray[np.int64], is_recaptioned: Flags, recaptions: Mapping[str, str]
+) -> Iterator[Record]:
     """Yields the records to be listed, with gains as fields: numpy's float32, whose text is the shortest that gives the number again."""
     for i in order.tolist():
         record = source.records[i]
@@ -94,7 +113,7 @@ def _listed(source: Source, columns: Columns, order: npt.NDArray[np.int64], reca
         if np.isnan(image) and np.isnan(text):
             raise DataError(f"{record.name}: has the decision {Decision(columns['decision'][i]).name} and no gain; grow anew: bamboo grow")
         fields = {IMAGE_GAIN: text if np.isnan(image) else image, TEXT_GAIN: image if np.isnan(text) else text}
-        if columns["decision"][i] == Decision.CLEAN:
+        if is_recaptioned[i]:
             yield dataclasses.replace(record, captions=(recaptions[record.name],), fields=fields)
         else:  # scores are of the caption, so they stay with it
             kept = {name: record.fields[name] for name in (_CAPTION, RAW_SCORE) if name in record.fields}

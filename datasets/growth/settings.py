@@ -32,7 +32,7 @@ class EngineSettings:
     """cells: inverted file, exact while it is small (extra: grow); exact: all codes; hnsw: InfoGrowth's own, one by one (extra: hnsw)."""
     effort: Count = EFFORT
     """kind=cells: codes that are compared with each sample; more find more of the neighbours, at more CPU time."""
-    audit_samples: Count = 1000
+    audit_samples: Count = 500
     """Samples of each step whose gains are compared with exact ones."""
     audit_limit: Annotated[float, Field(gt=0)] = 0.05
     """Greatest 99 % quantile of their errors, in cosine distance; a step that exceeds it ends with an error."""
@@ -82,11 +82,12 @@ class GrowSettings:
     """Keys which codes k-means looks at, and which samples are audited."""
     settled: bool = True
     """Also compute each sample's gain by all others, earlier and later, anew in every snapshot; as long as growth itself."""
-    window: Count = 1_000_000
-    """Samples of a window of arrival, in which the drift of gains is measured; windows are smaller at the beginning."""
+    window: Count | None = None
+    """Samples of a window of arrival, in which drift is measured, smaller at first; none: as the newest snapshot, else 1,000,000."""
     cleaning: CleaningSettings = CleaningSettings()
     engine: EngineSettings = EngineSettings()
-    policy: PolicySettings = PolicySettings()
+    policy: PolicySettings | None = None
+    """None: that of the newest snapshot, else proportional."""
     bucket: BucketSettings = BucketSettings()
     report: Path | None = None
     """HTML page to write of the newest snapshot."""
@@ -111,6 +112,12 @@ class GrowSettings:
             found.append("data is given without features; give image, text or both, made by bamboo features, or gains=true")
         if self.recaptions is not None and (self.image is None or self.text is None):
             found.append(f"recaptions={self.recaptions}: need image and text beside them, to tell which captions do not fit")
+        if self.data is not None and (self.image is None or self.text is None) and self.cleaning.alignment != CleaningSettings().alignment:
+            found.append(f"cleaning.alignment={self.cleaning.alignment:g}: compares image and text; give both, or leave it out")
+        if self.gains and (self.k, self.engine, self.cleaning) != (4, EngineSettings(), CleaningSettings()):
+            found.append("gains=true: nothing is compared, so k, engine and cleaning are not used; leave them out")
+        if self.captions is not None and self.report is None and self.export is None:
+            found.append(f"captions={self.captions}: are for the report and the export; give one of them, or leave it out")
         if self.bucket.out is None and self.bucket != BucketSettings():
             found.append("bucket: give bucket.out, the folder to pack into")
         return found

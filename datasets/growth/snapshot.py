@@ -23,6 +23,15 @@ FORMAT, VERSION = "bamboo-growth-snapshot", 1
 CARD_NAME, LATEST_NAME = "snapshot.json", "latest"
 SNAPSHOTS, SOURCES, PROBABILITIES = "snapshots", "sources", "probabilities"
 
+ONCE = ("number", "parent")
+"""What of a snapshot.json says nothing of what the snapshot holds."""
+
+_NEEDED = {"number": int, "sources": list, "training": list, "coupled": bool, "files": dict}
+_ENTRY = {"location": str, "data_hash": str, "num_samples": int}
+_OF_GROWTH = {"growth": dict, "audit": list, "decisions": dict, "window": int, "settled": bool, "policy": dict, "policy_summary": dict}
+"""What `bamboo grow` says besides: all of it, or, where a snapshot was laid down by hand, none."""
+_DIGITS = 18  # of a number that `latest` may hold
+
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotSource:
@@ -119,14 +128,23 @@ def open_snapshot(location: Path, *, verify: bool = False) -> Snapshot:
         card = json.loads(data)
         if (card["format"], card["version"]) != (FORMAT, VERSION):
             raise DataError(f"{path}: format {card['format']} version {card['version']}; this Bamboo reads {FORMAT} version {VERSION}")
-        sources = tuple(SnapshotSource(**entry | {"shards": tuple(entry["shards"])}) for entry in card["sources"])
+        _require(card, _NEEDED)
+        if not _OF_GROWTH.keys().isdisjoint(card):
+            _require(card, _OF_GROWTH)
+            _require(card["policy"], {"kind": str})
+        sources = tuple(_source(entry) for entry in card["sources"])
         training = tuple(_training(folder, entry) for entry in card["training"])
-        snapshot = Snapshot(folder.parent.parent, card["number"], sha256_json(card), sources, training, bool(card["coupled"]), card)
+        snapshot = Snapshot(folder.parent.parent, card["number"], sha256_json(card), sources, training, card["coupled"], card)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
     if verify:
         verify_files(snapshot, PROBABILITIES)
     return snapshot
+
+
+def content_of(card: dict[str, Any]) -> str:
+    """Returns the hex SHA-256 of what a snapshot.json says, but for its number and what came before it."""
+    return sha256_json({name: value for name, value in card.items() if name not in ONCE})
 
 
 def verify_files(snapshot: Snapshot, under: str = "") -> None:
@@ -142,13 +160,32 @@ def verify_files(snapshot: Snapshot, under: str = "") -> None:
 
 
 def _newest(state: Path) -> Path:
-    text = (state / LATEST_NAME).read_text().strip()
-    if not text.isdigit():
-        raise DataError(f"{state / LATEST_NAME}: holds {text[:40]!r}, not the number of a snapshot")
+    path = state / LATEST_NAME
+    try:
+        text = path.read_bytes().strip()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not text.isdigit() or len(text) > _DIGITS:
+        raise DataError(f"{path}: holds {text[:40]!r}, not the number of a snapshot")
     return snapshot_folder(state, int(text))
 
 
+def _require(card: dict[str, Any], kinds: dict[str, type]) -> None:
+    """Raises KeyError or TypeError where a card lacks something, or has it of another type."""
+    for name, kind in kinds.items():
+        if type(card[name]) is not kind:  # a bool is an int, too
+            raise TypeError(f"{name} is of type {type(card[name]).__name__}, not {kind.__name__}")
+
+
+def _source(entry: dict[str, Any]) -> SnapshotSource:
+    _require(entry, _ENTRY | {"shards": list})
+    if not all(isinstance(shard, str) for shard in entry["shards"]):
+        raise TypeError("shards are not all names")
+    return SnapshotSource(**entry | {"shards": tuple(entry["shards"])})
+
+
 def _training(folder: Path, entry: dict[str, Any]) -> TrainingFolder:
+    _require(entry, _ENTRY | {"grouped": bool})
     return TrainingFolder(
         location=entry["location"],
         data_hash=entry["data_hash"],

@@ -33,7 +33,7 @@ from ..atomic import atomic_file, sha256_file, write_json
 from .codes import Codes
 from .columns import CAUSAL, Columns, join_columns, read_columns, write_columns
 from .lists import Ids
-from .snapshot import SOURCES, sidecar
+from .snapshot import CARD_NAME, SNAPSHOTS, SOURCES, Snapshot, open_snapshot, sidecar, snapshot_folder
 
 FORMAT, VERSION = "bamboo-growth", 1
 
@@ -72,6 +72,8 @@ class SourceFolder:
 
     def begin(self, card: dict[str, Any], labels: npt.NDArray[np.int32]) -> None:
         """Writes what the source is grown from."""
+        if (self.folder / "codes").exists():
+            raise DataError(f"{self.folder}: has codes, and neither {_BEGUN} nor {_DONE}; restore them from a copy, or remove the folder")
         with atomic_file(self.folder / "labels.npy") as file:
             np.save(file, labels)
         write_json(self.folder / _BEGUN, card)
@@ -120,6 +122,11 @@ class SourceFolder:
         hashes = {str(path.relative_to(self.folder)): sha256_file(path) for path in files}
         write_json(self.folder / _DONE, {**self.card, **more, "num_parts": num_parts, "files": hashes})
         self.tidy()
+
+    def give_up(self) -> None:
+        """Removes an unfinished source."""
+        assert not self.is_finished
+        shutil.rmtree(self.folder)
 
     def tidy(self) -> None:
         """Removes what a finished source no longer needs; a call that was killed may have left it."""
@@ -173,7 +180,7 @@ class GrowthState:
 
     def begin(self, shared: dict[str, Any]) -> None:
         """Writes growth.json."""
-        write_json(self.folder / _CARD, {"format": FORMAT, "version": VERSION, **shared})
+        write_json(self.folder / _CARD, shared)
         self.card = self._read_card()
 
     @property
@@ -182,11 +189,31 @@ class GrowthState:
         return tuple((self.card or {}).get("modalities", {}))
 
     def sources(self) -> list[SourceFolder]:
-        """Returns the finished sources, in the order of arrival."""
-        found = list[SourceFolder]()
-        while (source := SourceFolder(self.folder, len(found))).is_finished:
-            found.append(source)
-        return found
+        """Returns the finished sources, in the order of arrival.
+
+        Raises:
+            DataError: when one is missing that later ones or the newest snapshot go on from.
+        """
+        numbers = sorted(int(path.parent.name) for path in (self.folder / SOURCES).glob(f"[0-9]*/{_DONE}"))
+        newest = self.newest()
+        wanted = len(newest.sources) if newest is not None else 0
+        if numbers != list(range(len(numbers))) or len(numbers) < wanted:
+            lost = next(number for number in range(wanted + len(numbers) + 1) if number not in numbers)
+            what = f"{_DONE} of a source that later ones or snapshots go on from is missing; restore it from a copy of the state"
+            raise DataError(f"{self.folder / SOURCES / f'{lost:06d}'}: {what}")
+        return [SourceFolder(self.folder, number) for number in numbers]
+
+    def newest(self) -> Snapshot | None:
+        """Returns the snapshot that was published last, whether or not `latest` says so yet; None: there is none."""
+        numbers = [int(path.parent.name) for path in (self.folder / SNAPSHOTS).glob(f"[0-9]*/{CARD_NAME}")]
+        return open_snapshot(snapshot_folder(self.folder, max(numbers))) if numbers else None
+
+    def tidy(self) -> None:
+        """Removes what a killed call may have left: half-written files, and what finished sources no longer need."""
+        for path in self.folder.rglob(".*.tmp"):
+            path.unlink()
+        for source in self.sources():
+            source.tidy()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

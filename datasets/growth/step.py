@@ -6,40 +6,46 @@ Many processes:  torchrun --nproc-per-node 8 -m bamboo.cli grow grown/ --data sh
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...cli.config import build
 from ...cli.errors import EXIT_DONE, DataError, UserError
 from ..ranks import Ranks, start_ranks
 from ..shards import Shards
 from .audit import audit, audited_rows
 from .columns import Columns
+from .correction import WINDOW
 from .growing import Memory, Rules, grow_source, unknown_columns
 from .hnsw import HnswIndex
 from .index import CellIndex, NeighbourIndex
 from .inputs import Inputs, open_inputs
 from .outputs import bucket_shards, describe, describe_plan, write_outputs
+from .policy_settings import PolicySettings
 from .policy_summary import PolicySummary
 from .seed_lists import import_gains
 from .settings import GrowSettings
 from .settling import settled_gains
-from .snapshot import LATEST_NAME, Snapshot, open_snapshot
-from .state import Codebook, GrowthState, SourceFolder
+from .snapshot import Snapshot
+from .state import FORMAT, VERSION, Codebook, GrowthState, SourceFolder
 from .taking import Floats, Table, compiled_table, take_snapshot
+
+_PATIENCE_S = 24 * 3600.0  # of the others, while rank 0 hashes what is there and writes what is new
 
 
 def run(config: GrowSettings) -> int:
     """Grows the state by what has arrived, takes a snapshot, says what came of it on standard output, and returns the exit code."""
-    ranks = start_ranks(config.engine.device)
+    ranks = start_ranks(config.engine.device, _PATIENCE_S)
     ranks.share_cores(0)
     try:
         if ranks.world_size > 1 and config.engine.kind == "hnsw":
             raise UserError(f"engine.kind=hnsw: a graph cannot be shared out over {ranks.world_size} processes; use one, or kind=cells")
-        inputs = None if config.data is None else open_inputs(config.data, config.image, config.text, config.recaptions)
+        folders = config.image, config.text, config.recaptions
+        inputs = None if config.data is None else open_inputs(config.data, *folders, verify=ranks.is_first)
         state = GrowthState(config.state)
         _require_fitting(state, inputs, config)
         if config.dry_run:
@@ -48,6 +54,7 @@ def run(config: GrowSettings) -> int:
             return EXIT_DONE
         with _held(state, ranks):
             step = _Step(config, GrowthState(config.state), ranks)
+            ranks.barrier()  # nobody writes before all have looked
             if inputs is not None:
                 step.grow(inputs)
             step.take()
@@ -70,13 +77,15 @@ class _Step:
     def __init__(self, config: GrowSettings, state: GrowthState, ranks: Ranks) -> None:
         self._config, self._state, self._ranks = config, state, ranks
         self._memory: Memory | None = None
-        for source in state.sources() if ranks.is_first else ():
-            source.tidy()
+        if ranks.is_first:
+            state.tidy()
+            for source in state.sources():
+                source.verify()
 
     def grow(self, inputs: Inputs) -> None:
         """Takes a shard folder in, unless it is there already; goes on with it where that was begun before."""
         for source in self._state.sources():
-            if source.card["identity"] == _identity(inputs):
+            if source.card["identity"] == inputs.identity:
                 self._say(f"{inputs.location} is in the state already, as source {source.number}: nothing to grow\n")
                 return
             if source.card["data_hash"] == inputs.data_hash:
@@ -93,23 +102,24 @@ class _Step:
         self._ranks.barrier()
 
     def _begin(self, folder: SourceFolder, inputs: Inputs) -> None:
-        if self._state.card is None:
-            widths = {name: {"encoder": part.encoder, "width": part.width} for name, part in inputs.encoded.items()}
-            own = {"modalities": widths, "classes": list(inputs.classes), "imported": self._config.gains}
-            self._state.begin({**self._config.shared, **own})
-        begun, effort = folder.card_begun(), self._config.engine.effort
+        effort, shared = self._config.engine.effort, _shared(inputs, self._config)
+        begun = folder.card_begun()
         if begun is not None and begun["data_hash"] != inputs.data_hash:
             remedy = f"go on with it by the same command as before, or remove {folder.folder} to give it up"
             raise UserError(f"--data={inputs.location}: growth over {begun['location']} was begun and is not finished; {remedy}")
-        if begun is not None and (begun["identity"], begun["effort"]) != (_identity(inputs), effort):
-            self._say(f"{folder.folder}: begun with other features or effort; begun anew\n")
-            shutil.rmtree(folder.folder)
+        is_first = not self._state.sources()
+        is_other = is_first and self._state.card != shared
+        if begun is not None and (is_other or (begun["identity"], begun["effort"]) != (inputs.identity, effort)):
+            self._say(f"{folder.folder}: begun with other features or settings; begun anew\n")
+            folder.give_up()
             begun = None
+        if is_other:
+            self._state.begin(shared)
         if begun is None:
             card = {
                 "location": inputs.location,
                 "data_hash": inputs.data_hash,
-                "identity": _identity(inputs),
+                "identity": inputs.identity,
                 "num_samples": len(inputs),
                 "shards": list(inputs.shards),
                 "shard_counts": inputs.shard_counts.tolist(),
@@ -117,7 +127,6 @@ class _Step:
                 "features": {name: str(part.folder.path) for name, part in inputs.encoded.items()},
                 "effort": effort,
             }
-            shutil.rmtree(folder.folder, ignore_errors=True)
             for codebook in self._opened().codebooks.values():
                 codebook.drop_cells_after(len(codebook))
             folder.begin(card, inputs.labels)
@@ -172,11 +181,8 @@ class _Step:
         return sum(source.card["num_samples"] for source in self._state.sources())
 
     def _opened(self) -> Memory:
-        """Returns what the finished sources left: rank 0 checks every byte of it."""
+        """Returns what the finished sources left."""
         sources, shared = self._state.sources(), self._state.card or {}
-        if self._ranks.is_first:
-            for source in sources:
-                source.verify()
         widths = {name: entry["width"] for name, entry in shared.get("modalities", {}).items()}
         codebooks = {name: Codebook(self._state.folder, name, width) for name, width in widths.items()}
         for source in sources:
@@ -199,10 +205,11 @@ class _Step:
         settled = self._settled(len(sources))
         if not self._ranks.is_first:
             return
-        table: Table = compiled_table(sources, settled, config.policy, config.window)
-        snapshot, is_new = take_snapshot(self._state, table, config.policy, config.window)
+        policy, window = _policy(self._state, config)
+        table: Table = compiled_table(sources, settled, policy, window)
+        snapshot, is_new = take_snapshot(self._state, table, policy, window)
         self._say(describe(snapshot, is_new))
-        if config.bucket.out is not None:
+        if config.bucket.out is not None and not _is_packed_into(snapshot, config.bucket.out):
             snapshot, is_new = bucket_shards(self._state, snapshot, config)
             self._say(describe(snapshot, is_new))
         write_outputs(snapshot, config)
@@ -212,7 +219,7 @@ class _Step:
         shared = self._state.card or {}
         if not self._config.settled or shared["imported"]:
             return {}
-        newest = open_snapshot(self._state.folder) if (self._state.folder / LATEST_NAME).exists() else None
+        newest = self._state.newest()
         if newest is not None and len(newest.sources) == num_sources and newest.card["settled"]:
             return _settled_of(newest, tuple(shared["modalities"]))
         memory = self._memory
@@ -228,11 +235,12 @@ class _Step:
 
 def _policy_summary(state: GrowthState, config: GrowSettings) -> PolicySummary | None:
     """Returns what a policy comes to on what is there, by the settled gains of the newest snapshot; None: nothing is there."""
-    if not state.sources() or not (state.folder / LATEST_NAME).exists():
+    newest = state.newest()
+    if newest is None:
         return None
-    newest = open_snapshot(state.folder)
+    policy, window = _policy(state, config)
     settled = _settled_of(newest, state.modalities) if len(newest.sources) == len(state.sources()) else {}
-    return compiled_table(state.sources(), settled, config.policy, config.window).compiled.summary
+    return compiled_table(state.sources(), settled, policy, window).compiled.summary
 
 
 def _settled_of(snapshot: Snapshot, modalities: tuple[str, ...]) -> dict[str, Floats]:
@@ -240,14 +248,29 @@ def _settled_of(snapshot: Snapshot, modalities: tuple[str, ...]) -> dict[str, Fl
     return {name: np.concatenate([part[f"{name}_settled"] for part in parts]) for name in modalities}
 
 
-def _identity(inputs: Inputs) -> str:
-    return inputs.identity
+def _policy(state: GrowthState, config: GrowSettings) -> tuple[PolicySettings, int]:
+    """Returns policy and window: what is asked for, else those of the newest snapshot, else the defaults."""
+    newest = state.newest()
+    policy = PolicySettings() if newest is None else build(PolicySettings, newest.card["policy"], str(newest.folder))
+    window = WINDOW if newest is None else int(newest.card["window"])
+    return config.policy or policy, config.window or window
+
+
+def _is_packed_into(snapshot: Snapshot, out: Path) -> bool:
+    return "packed_from" in snapshot.card and snapshot.training[0].location == str(out.resolve())
+
+
+def _shared(inputs: Inputs, config: GrowSettings) -> dict[str, Any]:
+    """Returns what growth.json is to say."""
+    widths = {str(name): {"encoder": part.encoder, "width": part.width} for name, part in inputs.encoded.items()}
+    own = {"modalities": widths, "classes": list(inputs.classes), "imported": config.gains}
+    return {"format": FORMAT, "version": VERSION, **config.shared, **own}
 
 
 def _require_fitting(state: GrowthState, inputs: Inputs | None, config: GrowSettings) -> None:
     """Raises UserError, which lists everything, where settings or features are not those that the state began with."""
     card = state.card
-    if card is None:
+    if card is None or not state.sources():
         if inputs is None:
             raise UserError(f"{state.folder}: no growth state; begin one with data and its features")
         return

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...cli.config import dump
+from ...cli.errors import DataError
 from ..atomic import atomic_file, publish_folder, sha256_file, sha256_json, write_json, write_text
 from ..plan.groups import form_groups, shares_read
 from ..plan.rates import ONE
@@ -22,11 +23,13 @@ from .snapshot import (
     CARD_NAME,
     FORMAT,
     LATEST_NAME,
+    ONCE,
     PROBABILITIES,
     SNAPSHOTS,
     SOURCES,
     VERSION,
     Snapshot,
+    content_of,
     open_snapshot,
     sidecar,
     snapshot_folder,
@@ -35,7 +38,6 @@ from .state import GrowthState, SourceFolder
 
 Floats = npt.NDArray[np.float32]
 
-_ONCE = ("number", "parent")  # what of a snapshot.json says nothing of what the snapshot holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +65,9 @@ def compiled_table(sources: Sequence[SourceFolder], settled: Mapping[str, Floats
         DataError: when a column is damaged.
     """
     parts = [source.columns() for source in sources]
+    for source, part in zip(sources, parts, strict=True):
+        if {len(part["arrival"]), len(source.labels)} != {source.card["num_samples"]}:
+            raise DataError(f"{source.folder}: its columns or labels are not as long as source.json says; restore them from a copy")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     unknown = np.full(len(columns["arrival"]), np.nan, np.float32)
     columns |= {f"{name}_settled": settled.get(name, unknown) for name in ("image", "text")}
@@ -109,7 +114,7 @@ def take_snapshot(state: GrowthState, table: Table, policy: PolicySettings, wind
         "coupled": table.compiled.coupled,
         "training": entries,
     }
-    return _publish(state.folder, card, write)
+    return _publish(state, card, write)
 
 
 def take_bucketed(state: GrowthState, snapshot: Snapshot, bucketed: Bucketed, location: str) -> tuple[Snapshot, bool]:
@@ -120,7 +125,8 @@ def take_bucketed(state: GrowthState, snapshot: Snapshot, bucketed: Bucketed, lo
         names["second"] = f"{PROBABILITIES}/bucketed-second.npy"
         paths[names["second"]] = bucketed.second
     manifest = bucketed.manifest
-    entry = {"location": location, "data_hash": manifest.data_hash, "num_samples": manifest.num_samples, **names, "grouped": True}
+    entry = {"location": location, "data_hash": manifest.data_hash, "num_samples": manifest.num_samples, **names}
+    entry |= {"grouped": not snapshot.coupled}  # coupled epochs read every shard
 
     def write(folder: Path) -> None:
         shutil.copytree(snapshot.folder / SOURCES, folder / SOURCES)
@@ -134,15 +140,19 @@ def take_bucketed(state: GrowthState, snapshot: Snapshot, bucketed: Bucketed, lo
     first = np.load(bucketed.probabilities)
     counts, num_bytes = ([getattr(shard, name) for shard in manifest.shards] for name in ("num_samples", "size_bytes"))
     forecast = _reading(first, {"shard_counts": counts, "shard_bytes": num_bytes}, size, grouped=not snapshot.coupled)
-    card = {name: value for name, value in snapshot.card.items() if name not in ("format", "version", "files", *_ONCE)}
-    return _publish(state.folder, card | {"training": [entry | forecast]}, write)
+    card = {name: value for name, value in snapshot.card.items() if name not in ("format", "version", "files", *ONCE)}
+    before = snapshot.card.get("packed_from") or content_of(snapshot.card)
+    return _publish(state, card | {"training": [entry | forecast], "packed_from": before}, write)
 
 
-def _publish(state: Path, card: dict[str, Any], write: Any) -> tuple[Snapshot, bool]:
-    """Writes a snapshot's files by `write` into a folder that appears when all are there, then says that it is the newest."""
-    before = open_snapshot(state) if (state / LATEST_NAME).exists() else None
+def _publish(state: GrowthState, card: dict[str, Any], write: Callable[[Path], None]) -> tuple[Snapshot, bool]:
+    """Writes a snapshot's files by `write` into a folder that appears when all are there, then says that it is the newest.
+
+    Where the newest is just the same, or was packed by gain from just this, nothing is added.
+    """
+    before = state.newest()
     number = 1 if before is None else before.number + 1
-    temporary = state / SNAPSHOTS / ".new"
+    temporary = state.folder / SNAPSHOTS / ".new"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -150,21 +160,17 @@ def _publish(state: Path, card: dict[str, Any], write: Any) -> tuple[Snapshot, b
         files = {str(path.relative_to(temporary)): sha256_file(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
         whole = {"format": FORMAT, "version": VERSION, "number": number, "parent": before.content_hash if before else "", **card}
         whole["files"] = files
-        if before is not None and _content(before.card) == _content(whole):
+        if before is not None and content_of(whole) in (content_of(before.card), before.card.get("packed_from")):
             shutil.rmtree(temporary)
+            write_text(state.folder / LATEST_NAME, f"{before.number}\n")
             return before, False
         write_json(temporary / CARD_NAME, whole)
-        shutil.rmtree(snapshot_folder(state, number), ignore_errors=True)  # of a call that was killed before it was said to be the newest
-        publish_folder(temporary, snapshot_folder(state, number))
+        publish_folder(temporary, snapshot_folder(state.folder, number))
     except BaseException:  # also a Ctrl-C: half a snapshot, as large as its columns, is not left behind
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    write_text(state / LATEST_NAME, f"{number}\n")
-    return open_snapshot(state), True
-
-
-def _content(card: Mapping[str, Any]) -> str:
-    return sha256_json({name: value for name, value in card.items() if name not in _ONCE})
+    write_text(state.folder / LATEST_NAME, f"{number}\n")
+    return open_snapshot(state.folder), True
 
 
 def _columns_of(compiled: Compiled, name: str, rows: slice, files: list[tuple[str, Floats]]) -> dict[str, str | None]:

@@ -32,6 +32,9 @@ Chunks = Callable[[int, int], Floats]
 Solution = tuple[float, float, int]
 """τ, the greatest rate, samples an epoch."""
 
+OF_SNAPSHOT = "data.snapshot"
+"""The setting that messages name where a snapshot's policy made the weights; no other setting can change them then."""
+
 _CHUNK = 1 << 20
 _PASSES = 100  # each pass caps at least one more weight; in practice a handful
 
@@ -70,8 +73,8 @@ class Weighting:
 def drawn_samples(weighting: Weighting, index: Index, what: str) -> int:
     """Returns the samples an epoch draws, having looked at every weight; errors as `compile_rates`.
 
-    Of two columns that are drawn by it is the mean, rounded up; of coupled epochs what the first draws, 0 where their probabilities come
-    to no sample: the second then takes all that a pair sees.
+    Of two columns that are drawn by it is the mean, rounded up: one of them may come to no sample. Of coupled epochs it is what the first
+    draws, 0 where their probabilities come to no sample: the second then takes all that a pair sees.
     """
     columns = _columns(weighting, what)
     return _mean_length(_solve_all(columns, _chunks_of(columns, index, what), len(index), what))
@@ -199,7 +202,16 @@ def _solve_all(columns: dict[str, Weighting], chunks: dict[str, Chunks], num_sam
     if columns[""].coupled:
         num_members = _count_members(columns, chunks, num_samples, what) if MEMBERS in columns else num_samples
         usual = -(-num_members // 2)
-    return {prefix: _solve(column, chunks[prefix], num_samples, usual, what) for prefix, column in columns.items()}
+    solved = {prefix: _solve(column, chunks[prefix], num_samples, usual, what) for prefix, column in columns.items()}
+    if SECOND in solved and not any(epoch_samples for _, _, epoch_samples in solved.values()):
+        first, second = (columns[prefix].weights for prefix in ("", SECOND))
+        why = "the probabilities of both come to no sample, so neither epoch would have one"
+        raise UserError(f"{what}={first}, {second}: {why}; {_remedy(what, 'raise them')}")
+    return solved
+
+
+def _remedy(what: str, usual: str) -> str:
+    return "make a snapshot of another policy: bamboo grow" if what == OF_SNAPSHOT else usual
 
 
 def _count_members(columns: dict[str, Weighting], chunks: dict[str, Chunks], num_samples: int, what: str) -> int:
@@ -230,20 +242,24 @@ def _solve(weighting: Weighting, chunks: Chunks, num_samples: int, usual: int, w
     """
     cap = 1.0 if weighting.coupled else min(weighting.max_repeats, MAX_RATE)
     total, positive, largest = _sums(chunks, num_samples, np.inf)
-    if weighting.coupled and weighting.probabilities and usual and not round(total):
-        return 0.0, cap, 0  # the second epochs take all that a pair sees
+    takes_turns = weighting.coupled or weighting.second is not None
+    if takes_turns and weighting.probabilities and usual and not round(total):
+        return 0.0, cap, 0  # coupled, the second epochs take all that a pair sees; else the other column must come to a sample
     if not positive:
         named = f"{what}={weighting.weights}" if weighting.weights else what
-        raise UserError(f"{named}: every weight is 0; an epoch would have no sample")
+        raise UserError(f"{named}: every weight is 0, so an epoch would have no sample; {_remedy(what, 'give some weights above 0')}")
     if weighting.probabilities:
         if largest > cap:
-            raise UserError(f"{what}: a probability of {largest:g} is above {cap:g}; give weights instead, or raise sampling.max_repeats")
+            remedy = _remedy(what, "give weights instead, or raise sampling.max_repeats")
+            raise UserError(f"{what}: a probability of {largest:g} is above {cap:g}; {remedy}")
         epoch_samples = round(total)
     else:
         epoch_samples = usual if weighting.epoch_samples is None else weighting.epoch_samples
     if not 0 < epoch_samples <= cap * positive:
         limits = f"1 to {int(cap * positive):,} ({cap:g} × {positive:,} samples with a weight above 0)"
-        raise UserError(f"{what}: an epoch of {epoch_samples:,} samples cannot be drawn; allowed: {limits}; set sampling.epoch")
+        raise UserError(
+            f"{what}: an epoch of {epoch_samples:,} samples cannot be drawn; allowed: {limits}; {_remedy(what, 'set sampling.epoch')}"
+        )
     scale = epoch_samples / total
     for _ in range(_PASSES):
         below, num_below, _ = _sums(chunks, num_samples, cap / scale)
@@ -251,7 +267,8 @@ def _solve(weighting: Weighting, chunks: Chunks, num_samples: int, usual: int, w
         if not num_below or below * scale >= wanted * (1 - 1e-12):
             return scale, cap, epoch_samples
         scale = wanted / below
-    raise UserError(f"{what}: the weights span too many orders of magnitude to be scaled; raise the smallest or lower the greatest")
+    remedy = _remedy(what, "raise the smallest or lower the greatest")
+    raise UserError(f"{what}: the weights span too many orders of magnitude to be scaled; {remedy}")
 
 
 def _sums(chunks: Chunks, num_samples: int, limit: float) -> tuple[float, int, float]:
@@ -299,6 +316,6 @@ def _write_sums(folder: Path, prefix: str, shard_counts: npt.NDArray[np.int64], 
     shards = [rates[start:stop] for start, stop in zip(rows[:-1].tolist(), rows[1:].tolist(), strict=True)]
     sums = np.array([int(shard.sum(dtype=np.int64)) for shard in shards], np.int64)
     np.save(folder / f"{prefix}{STARTS_NAME}", np.concatenate([[0], np.cumsum(sums)]).astype(np.int64))
-    if grouped:
+    if grouped and sums.any():  # of two columns that take turns one may come to no sample
         greatest = np.array([int(shard.max(initial=0)) for shard in shards], np.int64)
         np.save(folder / f"{prefix}{GROUPS_NAME}", form_groups(sums, greatest, shard_counts))

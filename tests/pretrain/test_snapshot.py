@@ -285,6 +285,32 @@ def test_two_phases_of_two_folders(pool: Path, more: Path, tmp_path: Path) -> No
     assert [fingerprint for _, fingerprint in stream(tmp_path / "run")] == fingerprints(tmp_path / "run", pool / "train", more)
 
 
+def test_a_phase_without_a_sample_of_a_folder(pool: Path, more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First probabilities of 0.3 in all, second ones of 30, beside 40 + 20: epochs of 40 and of 20 + 30; alone: of 30, in both orders.
+    Of 0.3 in both: passed over, and rank 0 says of which folder; nothing is said of one whose probabilities are all 0.
+    """
+    state, rare, full = tmp_path / "state", np.full(31, 0.3 / 31), np.full(31, 30 / 31)
+    two = pool / "train", probabilities(101, 40), probabilities(101, 20, 1)
+    write_snapshot(state, 1, [two, (more, rare, full)])
+    assert run(pool, tmp_path / "run", state, sampling__loss_beta="1") == 0
+    assert "no sample is taken" not in capsys.readouterr().err
+    seen = np.split(ids(tmp_path / "run", pool / "train", more), np.cumsum([40, 50, 40]))[:3]
+    assert [(int((part < 101).sum()), int((part >= 101).sum())) for part in seen] == [(40, 0), (20, 30), (40, 0)]
+    assert [fingerprint for _, fingerprint in stream(tmp_path / "run")] == fingerprints(tmp_path / "run", pool / "train", more)
+    for number, columns in enumerate([(rare, full), (full, rare)], 2):
+        folder = write_snapshot(state, number, [(more, *columns)])
+        opened, plan = planned(pool, tmp_path / f"alone {number}", folder)
+        assert opened.lengths.samples_per_epoch == 15
+        assert all(len(set(epoch)) == 30 for epoch in plan.order.take(0, 90).ids.reshape(3, 30).tolist())
+    write_snapshot(state, 4, [two, (more, rare, rare)])
+    assert planned(pool, tmp_path / "passed over", state)[0].quotas == (30, 0)
+    message = f"plan: no sample is taken of {more}: its probabilities come to less than one an epoch\n"
+    assert capsys.readouterr().err == message
+    write_snapshot(state, 5, [two, (more, rare * 0, rare * 0)])
+    planned(pool, tmp_path / "zero", state)
+    assert capsys.readouterr().err == ""
+
+
 def test_coupled_epochs_of_members(pool: Path, more: Path, tmp_path: Path) -> None:
     """Membership of 71 of 101 samples, 30 of them first, and of none of the further folder: run, plan and its length count 71 to a pair,
     which sees these alone. Of all of the further folder: 71 + 31.

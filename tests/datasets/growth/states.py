@@ -29,7 +29,8 @@ def write_state(
     Args:
         columns: of each source the columns, causal or settled, that are not to have their defaults: arrivals through all sources, every
             sample accepted, every gain ½, alignment, neighbours and label entropy not known.
-        card: what snapshot.json says besides or instead; by itself it has only what `open_snapshot` needs.
+        card: what snapshot.json says besides or instead; by itself it has only what `open_snapshot` needs, and with anything of what
+            `bamboo grow` says besides all of it.
     """
     opened, folder, first = [Shards.open(location) for location in folders], snapshot_folder(state, number), 0
     training = []
@@ -46,6 +47,9 @@ def write_state(
     sources = [{**_entry(shards), "shards": [entry.name for entry in shards.manifest.shards]} for shards in opened]
     files = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.*"))}
     needed = {"format": FORMAT, "version": VERSION, "number": number, "sources": sources, "training": training, "coupled": False}
+    besides = {"growth": {}, "audit": [], "decisions": {}, "window": 1, "settled": False, "policy": {"kind": "seed"}, "policy_summary": {}}
+    if not besides.keys().isdisjoint(card or {}):
+        needed |= besides
     write_json(folder / "snapshot.json", {**needed, **(card or {}), "files": files})
     write_text(state / LATEST_NAME, f"{number}\n")
     return open_snapshot(state)

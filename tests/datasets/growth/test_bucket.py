@@ -1,7 +1,9 @@
 """Bucketed shards: which samples lie together, that they are still themselves, and that kills and processes change nothing."""
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -19,7 +21,7 @@ import pytest
 from bamboo.cli.errors import DataError, UserError
 from bamboo.datasets import shard_writer
 from bamboo.datasets.growth.bucket import Bucketed, bucket, bucket_numbers
-from bamboo.datasets.growth.snapshot import Snapshot, open_snapshot
+from bamboo.datasets.growth.snapshot import Snapshot, content_of, open_snapshot
 from bamboo.datasets.manifest import ClassEntry
 from bamboo.datasets.members import caption, members, metadata
 from bamboo.datasets.pack_plan import make_plan
@@ -78,7 +80,7 @@ def test_every_shard_has_one_bucket_and_every_sample_its_own_image(grown: Snapsh
     borders = [np.load(found.probabilities)[found.buckets == number] for number in range(4)]
     assert all(high.min() > low.max() for high, low in itertools.pairwise(borders))
     assert [entry.name for entry in found.manifest.classes] == Shards.open(packed).class_names
-    assert found.manifest.made_by["options"]["snapshot"] == grown.content_hash
+    assert found.manifest.made_by["options"]["snapshot"] == content_of(grown.card)
 
 
 def test_verify_and_pack_take_the_folder_for_one_of_ours(grown: Snapshot, tmp_path: Path, bamboo: Bamboo) -> None:
@@ -247,10 +249,34 @@ def test_another_snapshot_is_not_mixed_in(grown: Snapshot, packed: Path, tmp_pat
     other = write_state(tmp_path / "other", [packed], [PROBABILITIES[::-1]], second=[PROBABILITIES])
     out = tmp_path / "out"
     assert made(other, out).second is not None
-    with pytest.raises(UserError, match="other sources or with other options"):
+    remedy = "name another folder, or remove what it holds"
+    with pytest.raises(UserError, match=rf"^--bucket\.out={out}: holds .*other sources or with other options; {remedy}$"):
         made(grown, out)
     made(grown, out, overwrite=True)
     assert contents(out) == contents(made(grown, tmp_path / "reference").folder)
+
+
+def test_what_stands_in_the_way_is_named_by_the_option_of_grow(grown: Snapshot, packed: Path, tmp_path: Path) -> None:
+    """A file, an unfinished pack of another snapshot, a shard of somebody else's, a pack under way: `--bucket.out`, and a remedy of it."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    shutil.copy(packed / "shard-000000.tar", tmp_path / "foreign")
+    unfinished = tmp_path / "unfinished" / ".parts" / "plan.json"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text(json.dumps({"identity": "", "options": {}, "source": ""}))
+    for name, message in (
+        ("file", "is a file; name a folder"),
+        ("foreign", "holds shard-000000.tar, which this pack did not write; name another folder, or remove what it holds"),
+        ("unfinished", "holds an unfinished pack of another plan .*; name another folder, or remove what it holds"),
+        ("busy", "another process is packing into it; wait for it, or name another folder"),
+    ):
+        with contextlib.ExitStack() as held:
+            if name == "busy":
+                (tmp_path / name / ".parts").mkdir(parents=True)
+                lock = held.enter_context((tmp_path / name / ".parts" / "lock").open("wb"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match=rf"^--bucket\.out={tmp_path / name}: {message}$"):
+                made(grown, tmp_path / name)
 
 
 def test_an_unreadable_image_ends_the_call_or_stays_out(tmp_path: Path, bamboo: Bamboo, image_bytes: ImageBytes) -> None:
@@ -278,7 +304,7 @@ def test_what_is_refused(grown: Snapshot, packed: Path, photo_folder: Path, tmp_
     """Each by its own message, and nothing is written: remote or changed folders, other classes, `out` inside, no sample, bad numbers."""
     before = contents(packed)
     for out in (packed, packed / "inside"):
-        with pytest.raises(UserError, match="which is to be packed anew"):
+        with pytest.raises(UserError, match=rf"--bucket\.out={out}: lies in .*, which is to be packed anew"):
             made(grown, out, overwrite=True)
     with pytest.raises(UserError, match="num_buckets=0"):
         made(grown, tmp_path / "out", num_buckets=0)

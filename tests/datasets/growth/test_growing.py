@@ -125,7 +125,9 @@ def test_label_entropy_is_the_share_of_neighbours_of_another_class(tmp_path: Pat
 
 def test_a_pass_that_is_killed_between_stretches_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after each number of stretches of 5,500 samples, whether or not cells were made by then: equal columns and codes."""
-    inputs = inputs_of({"image": encoded(tmp_path / "f", vectors(5500))})
+    features = vectors(5500)
+    features[1000:3000] = features[np.random.default_rng(0).integers(0, 50, 2000)]  # copies: equally near codes, and cells
+    inputs = inputs_of({"image": encoded(tmp_path / "f", features)}, np.arange(5500) % 7)
     monkeypatch.setattr(growing, "_LEAST_STRETCH", 1024)
     whole = grow(inputs, tmp_path / "whole")
     written = SourceFolder.add_part
@@ -149,12 +151,14 @@ def test_a_pass_that_is_killed_between_stretches_ends_the_same(tmp_path: Path, m
 
 
 def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
-    """5,000 samples by two ranks that are threads: every file equal to that of one rank."""
-    features = encoded(tmp_path / "f", vectors(5000))
-    grow(inputs_of({"image": features}), tmp_path / "alone")
+    """5,000 samples, many of them copies, with classes, by two ranks that are threads: every file equal to that of one rank."""
+    copied = vectors(5000)
+    copied[1000:3000] = copied[np.random.default_rng(0).integers(0, 50, 2000)]
+    inputs = inputs_of({"image": encoded(tmp_path / "f", copied)}, np.arange(5000) % 7)
+    grow(inputs, tmp_path / "alone")
 
     def work(ranks: Ranks) -> None:
-        grow(inputs_of({"image": features}), tmp_path / "shared", ranks)
+        grow(inputs, tmp_path / "shared", ranks)
 
     with_ranks(2, work)
     for path in (tmp_path / "alone").rglob("*.*"):

@@ -95,16 +95,7 @@ def test_any_number_of_ranks_finds_the_same_bit_for_bit(count: int) -> None:
     codes = encode(features)
     alone = neighbours(codes, CellIndex(64, ALONE, 1500, 0))
 
-    shelf = Shelf(codes)  # one for all ranks, as a disk is; every rank has its own count
-
-    def work(ranks: Ranks) -> Neighbours:
-        own = Shelf(codes)
-        own.keep_cells = shelf.keep_cells  # type: ignore[method-assign]  # one disk for all
-        own.newest_cells = shelf.newest_cells  # type: ignore[method-assign]  # one disk for all
-        vars(shelf)["count"] = 4096
-        return neighbours(codes, CellIndex(64, ranks, 1500, 0), own)
-
-    for found in with_ranks(count, work):
+    for found in with_ranks(count, lambda ranks: neighbours(codes, CellIndex(64, ranks, 1500, 0))):
         np.testing.assert_array_equal(found.ids, alone.ids)
         np.testing.assert_array_equal(found.cosines, alone.cosines)
 
@@ -117,6 +108,24 @@ def test_faiss_and_its_slow_twin_find_the_same() -> None:
     )
     np.testing.assert_allclose(fast.cosines, slow.cosines, atol=2e-6)
     assert (fast.ids == slow.ids).mean() > 0.999  # two cosines may round to one value in one of them
+
+
+@pytest.mark.parametrize("make", [FaissLists, partial(TorchLists, device=CPU)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_blocks_of_which_nothing_is_left(make: object, count: int) -> None:
+    """Blocks whose samples were all dropped, before and after cells are made, on one rank and on two: nothing found, all else as ever."""
+    codes = encode(vectors(4300))
+    plain = neighbours(codes, CellIndex(64, ALONE, 1500, 0, make))  # type: ignore[arg-type]  # one of the two above
+
+    def work(ranks: Ranks) -> None:
+        index = CellIndex(64, ranks, 1500, 0, make)  # type: ignore[arg-type]  # one of the two above
+        assert index.take(codes[:0], np.arange(0), 4).ids.shape == (0, 4)
+        found = neighbours(codes, index)
+        assert index.num_cells > 1
+        assert index.take(codes[:0], np.arange(0), 4).ids.shape == (0, 4)
+        np.testing.assert_array_equal(found.ids, plain.ids)
+
+    with_ranks(count, work)
 
 
 @pytest.mark.parametrize("make", [FaissLists, partial(TorchLists, device=CPU)])

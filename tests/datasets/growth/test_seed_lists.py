@@ -127,6 +127,25 @@ def test_decisions_and_arrivals(with_gains: Path, tmp_path: Path) -> None:
     assert list(read_annotations(path)) == [names[row] for row in (8, 6, 4, 3, 2, 0)]
 
 
+def test_duplicates_taken_with_their_re_captions(with_gains: Path, tmp_path: Path) -> None:
+    """Near-duplicates of alignments about the least one, 0.3: those below it whose re-captions are not have these, as the cleaned one."""
+    decisions = np.full(N, Decision.DUPLICATE, np.uint8)
+    decisions[[0, 1, 2]] = Decision.ACCEPT, Decision.CLEAN, Decision.DROP
+    alignment = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.4, 0.29, np.nan, 0.1], np.float32)
+    realigned = np.array([0.9, 0.3, 0.2, 0.5, 0.2, 0.9, 0.31, 0.90, np.nan], np.float32)
+    columns = {"decision": decisions, "alignment": alignment, "realigned": realigned}
+    card = {"growth": {"alignment": 0.3}}
+    snapshot = write_state(tmp_path / "state", [with_gains], [np.ones(N)], columns=[columns], card=card)
+    names, path = names_of(with_gains), tmp_path / "out.json"
+    with pytest.raises(UserError, match=rf"2 samples were taken with re-captions that are not given: {names[3]}, {names[6]}"):
+        export_json(snapshot, path, {names[1]: "better"})
+    assert export_json(snapshot, path, dict.fromkeys(names, "better")) == N - 1
+    found, before = read_annotations(path), read_annotations(tmp_path / "seed.json")
+    assert [name for name in names if name in found and found[name].captions == ("better",)] == [names[row] for row in (1, 3, 6)]
+    assert all(found[names[row]].captions == before[names[row]].captions for row in (0, 4, 5, 7, 8))
+    assert export_json(snapshot, path, {names[1]: "better"}, duplicates=False) == 2, "those of duplicates are not asked for"
+
+
 def test_one_modality_stands_for_both(with_gains: Path, tmp_path: Path) -> None:
     """Without text gains, or without image gains for one sample, the mean of the two, which InfoGrowth takes, is the one there is."""
     image = np.linspace(0.1, 0.9, N, dtype=np.float32)

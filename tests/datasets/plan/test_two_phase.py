@@ -125,6 +125,60 @@ def test_a_mixture_goes_through_both_at_its_own_pace(tmp_path: Path) -> None:
     assert np.abs(np.bincount(seen[seen < TOTAL], minlength=TOTAL) - expected).max() < 4.5 * float(expected.max()) ** 0.5
 
 
+@pytest.mark.parametrize("is_grouped", [False, True])
+@pytest.mark.parametrize("empty", [0, 1])
+@pytest.mark.parametrize("share", [0.0, 1e-3])
+def test_one_of_the_two_may_come_to_no_sample(tmp_path: Path, is_grouped: bool, empty: int, share: float) -> None:
+    """Probabilities of 0, or of 0.2 in all, in one column: epochs of the other alone, one after another, by its own rates; any stretch and
+    the shards in use agree; beside a plain folder of two phases the other phase has none of its samples.
+    """
+    columns = [GAINS, GAINS]
+    columns[empty] = GAINS * share
+    np.save(tmp_path / "second.npy", columns[1])
+    rates = compiled(tmp_path, COUNTS, columns[0], probabilities=True, second=tmp_path / "second.npy", grouped=is_grouped)
+    count = round(GAINS.sum())
+    order = Order(COUNTS, seed=1, window=2, rates=rates)
+    assert order.lengths == ((0, count) if empty == 0 else (count, 0))
+    assert [order.boundary(place) for place in (0, 1, count, count + 1)] == [0, count, count, 2 * count]
+    ids = order.take(0, 200 * count).ids
+    seen = np.array([np.bincount(epoch, minlength=TOTAL) for epoch in ids.reshape(200, count)])
+    error = np.sqrt(GAINS * (1 - GAINS) / 200)
+    assert seen.max() == 1
+    assert np.abs((seen.mean(0) - GAINS) / error)[error > 0.005].max() < 4.5
+    assert np.array_equal(pickle.loads(pickle.dumps(order)).take(count - 3, count + 9).ids, ids[count - 3 : count + 9])
+    shard_of = np.repeat(np.arange(len(COUNTS)), COUNTS)
+    for place in range(0, 3 * count, 11):
+        assert set(shard_of[ids[place : place + 9]].tolist()) <= set(order.shards_in(place, place + 8, 2))
+    (tmp_path / "full").mkdir()
+    two_phase(tmp_path / "full")
+    recipe = PlanRecipe(3, 2, coupled=False, sources=(PlannedSource("a", -(-count // 2), "rates"), PlannedSource("b", 177, "full/rates")))
+    lengths = [round(GAINS.sum()), round(LATER.sum())]
+    phases = [lengths[0] + count * (empty == 1), lengths[1] + count * (empty == 0)]
+    mixed = recipe.order([COUNTS, COUNTS], tmp_path, 0).take(0, 3 * sum(phases)).ids
+    for number, phase in enumerate(np.split(mixed, np.cumsum(phases * 3)[:-1])):
+        assert (phase < TOTAL).sum() == (0 if number % 2 == empty else count)
+
+
+@pytest.mark.parametrize(
+    ("first", "settings", "message"),
+    [
+        (np.full(TOTAL, 0.001), {}, "an epoch of 0 samples cannot be drawn"),
+        (np.full(TOTAL, 1.5), {"max_repeats": 1.0}, "a probability of 1.5 is above 1"),
+        (np.zeros(TOTAL), {}, "every weight is 0"),
+        (np.full(TOTAL, 0.001), {"second": True}, "of both come to no sample"),
+    ],
+)
+def test_a_snapshots_settings_are_those_of_its_policy(tmp_path: Path, first: Floats, settings: dict[str, object], message: str) -> None:
+    """What cannot be drawn of a snapshot: messages name bamboo grow as the remedy, and no setting that stands beside no snapshot."""
+    np.save(tmp_path / "weights.npy", first)
+    if "second" in settings:
+        settings = {"second": tmp_path / "weights.npy"}
+    weighting = Weighting(weights=tmp_path / "weights.npy", probabilities=True, **settings)  # type: ignore[arg-type]  # settings by name
+    with pytest.raises(UserError, match=rf"^data\.snapshot.*{message}.*; make a snapshot of another policy: bamboo grow$") as caught:
+        drawn_samples(weighting, index_of(COUNTS), "data.snapshot")
+    assert "sampling." not in str(caught.value)
+
+
 def test_length_and_card_say_the_mean(tmp_path: Path) -> None:
     """What an epoch counts as before compiling and in the card: the mean of both, rounded up; the settings of both files in the card."""
     two_phase(tmp_path)
@@ -183,13 +237,13 @@ def test_a_damaged_second_column_is_named(tmp_path: Path, name: str) -> None:
     [
         (None, LATER, "needs a first"),
         (GAINS, LATER[:-1], "holds 353 numbers for 354 samples"),
-        (GAINS, np.zeros(TOTAL), "second.npy: every weight is 0"),
+        (GAINS / 1000, np.zeros(TOTAL), "second.npy: the probabilities of both come to no sample.*; raise them"),
         (GAINS, np.where(np.arange(TOTAL) == 7, -1.0, 0.5), "second.npy: sample 7 has -1.0"),
     ],
 )
 def test_a_second_column_that_cannot_be_is_named(tmp_path: Path, weights: Floats | None, second: Floats, message: str) -> None:
-    """Without a first, of another length, without any sample, below 0: UserError, nothing left behind."""
-    np.save(tmp_path / "weights.npy", GAINS)
+    """Without a first, of another length, without any sample beside a first of none, below 0: UserError, nothing left behind."""
+    np.save(tmp_path / "weights.npy", GAINS if weights is None else weights)
     np.save(tmp_path / "second.npy", second)
     path = None if weights is None else tmp_path / "weights.npy"
     weighting = Weighting(weights=path, second=tmp_path / "second.npy", probabilities=True)
