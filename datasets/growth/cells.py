@@ -63,9 +63,10 @@ def _first(away_BC: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64
     """Returns int64[B, count] the columns of the least values, the least first, of equal ones that of the smaller number."""
     if count == away_BC.shape[1]:
         return away_BC.argsort(axis=1, kind="stable")
-    parted = away_BC.argpartition((count - 1, count), axis=1)
-    chosen, border = parted[:, :count], np.take_along_axis(away_BC, parted[:, count - 1 : count + 1], 1)
-    for row in np.flatnonzero(border[:, 0] == border[:, 1]).tolist():  # which of equal ones a partition takes is arbitrary
+    parted = away_BC.argpartition(count - 1, axis=1)
+    chosen, limit_B1 = parted[:, :count], np.take_along_axis(away_BC, parted[:, count - 1 : count], 1)
+    ties = np.flatnonzero(np.count_nonzero(away_BC <= limit_B1, axis=1) > count)  # which of equal ones a partition takes is arbitrary
+    for row in ties.tolist():
         chosen[row] = away_BC[row].argsort(kind="stable")[:count]
     chosen.sort(axis=1)
     order = np.take_along_axis(away_BC, chosen, 1).argsort(axis=1, kind="stable")
