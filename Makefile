@@ -31,7 +31,9 @@ demo: venv  ## the whole job on handwritten digits; writes report.html
 	$(BIN)/bamboo demo $(ARGS)
 
 test: venv  ## the quick tests (ARGS='-k word' narrows them)
-	$(PYTEST) -q -m 'not slow' -n 2 --dist worksteal $(ARGS)
+	none() { [ $$1 = 5 ]; }  # pytest's exit code where ARGS choose no test
+	$(PYTEST) -q -m 'not slow and not alone' -n 2 --dist worksteal $(ARGS) || none $$?
+	$(PYTEST) -q -m 'alone and not slow' $(ARGS) || none $$?
 
 test-slow: venv chromium slurm  ## the slow tests: many processes, kills, a browser, a SLURM cluster on the loopback
 	$(PYTEST) -q -m slow $(ARGS)

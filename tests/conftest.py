@@ -36,6 +36,16 @@ def pack(source: Path, out: Path, *options: str) -> None:
     assert main(["shards", "pack", str(source), "--out", str(out), "--samples-per-shard", "20", "--processes", "1", *options]) == 0
 
 
+_ALONE = ("tests/datasets/remote/", "tests/faults/test_remote.py", "tests/datasets/stream/test_bench.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests whose patience is counted in tenths of a second: beside another process they would lose it."""
+    for item in items:
+        if any(part in item.path.as_posix() for part in _ALONE):
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with shard folders `train` (101 images) and `val` (37 images)."""
