@@ -43,7 +43,10 @@ _REMEDIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a run gave: images handed over in `wall_s` seconds, and the seconds that all workers together spent in each stage."""
+    """What a run gave: images decoded in `wall_s` seconds, and the seconds that all workers together spent in each stage.
+
+    Not images handed over: the batches that are under way at both ends differ, and with them the work that belongs to an image.
+    """
 
     images: int
     wall_s: float
@@ -101,7 +104,7 @@ def measure(shards: Shards, config: BenchSettings) -> Measured:
         batches = feed(loader, device)
         rate = _warm(batches, config)
         before, waited = _spent(loader), loader.waited_s
-        images, wall_s = _pull(batches, config, rate, str(shards.folder))
+        images, wall_s = _pull(batches, loader, config, rate, str(shards.folder))
         after = _spent(loader)
         spent = {name: after[name] - before[name] for name in after if after[name]}
         transfer_s = _transfer_s(loader, device, next(iter(batches))) if device.type == "cuda" else 0.0
@@ -138,16 +141,21 @@ def _warm(batches: Iterator[Batch], config: BenchSettings) -> float:
     return images / (time.perf_counter() - started)
 
 
-def _pull(batches: Iterator[Batch], config: BenchSettings, rate: float, what: str) -> tuple[int, float]:
-    """Takes the images asked for, or about as many as come in the seconds asked for; returns (images, seconds)."""
+def _pull(batches: Iterator[Batch], loader: Loader, config: BenchSettings, rate: float, what: str) -> tuple[int, float]:
+    """Takes batches until as many images are decoded as asked for, or about as many as take the seconds; returns (images, seconds)."""
     wanted = config.images or max(round(rate * config.seconds), 1)
     limit_s = float("inf") if config.images else 2 * config.seconds
-    started, images = time.perf_counter(), 0
+    started, before, images = time.perf_counter(), _images(loader), 0
     with Progress(wanted, f"bench of {what}") as progress:
         while images < wanted and time.perf_counter() - started < limit_s:
-            images += len(batch := next(batches).labels)
-            progress.advance(len(batch))
+            next(batches)
+            done, images = images, _images(loader) - before
+            progress.advance(images - done)
     return images, time.perf_counter() - started
+
+
+def _images(loader: Loader) -> int:
+    return sum(loader.readings.images(worker) for worker in range(loader.readings.num_workers))
 
 
 def _spent(loader: Loader) -> dict[str, float]:

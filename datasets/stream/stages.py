@@ -35,7 +35,8 @@ class Moment(NamedTuple):
 
 
 _STAGE, _SAMPLE, _SINCE, _SPENT = 0, 1, 2, 3  # columns of a row
-NUM_COLUMNS = _SPENT + len(Stage)
+_IMAGES, _CROP = _SPENT + len(Stage), int(Stage.CROP)
+NUM_COLUMNS = _IMAGES + 1
 ROW_BYTES = 8 * NUM_COLUMNS
 
 
@@ -54,6 +55,8 @@ class StageClock:
         row, now = self._row, time.monotonic_ns()
         row[self._column] += now - self._since
         row[_STAGE], row[_SAMPLE], row[_SINCE] = stage, sample, now
+        if stage == _CROP:
+            row[_IMAGES] += 1
         self._column, self._since = _SPENT + stage, now
 
 
@@ -74,6 +77,11 @@ class Readings:
         """Returns what a worker is doing now."""
         row = self.row(worker)
         return Moment(Stage(row[_STAGE]), row[_SAMPLE], row[_SINCE])
+
+    def images(self, worker: int) -> int:
+        """Returns how many images a worker has read and decoded, whether or not their batch is complete."""
+        count: int = self.row(worker)[_IMAGES]
+        return count
 
     def spent_s(self, worker: int) -> dict[Stage, float]:
         """Returns the seconds a worker has spent in each stage, the one it is in up to now included."""

@@ -50,8 +50,7 @@ def test_figures_add_up(pool: Path, capsys: pytest.CaptureFixture[str], workers:
         if name != "wait":
             assert stage["images_per_s"] * stage["us"] == pytest.approx(max(workers, 1) * 1e6)
     assert summary["images"] >= 200
-    cut = max(workers, 1) / summary["images"]  # each worker may be in the middle of an image when the measurement begins
-    assert stages["decode"]["us"] >= DECODE_US * (1 - cut)
+    assert stages["decode"]["us"] >= DECODE_US
     assert all(stages["decode"]["us"] > stage["us"] for name, stage in stages.items() if name not in ("decode", "wait"))
     assert summary["images_per_s"] <= max(workers, 1) * 1e6 / DECODE_US
     assert summary["settings"]["kind"] == kind
