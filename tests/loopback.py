@@ -41,7 +41,26 @@ class Loopback:
         self.lasting: dict[str, Behaviour] = {}
         """Path → the behaviour of every request for it."""
         self.requests: list[tuple[str, str, int]] = []
-        """(path, Range header, status) of each GET."""
+        """(path, Range header, status) of each GET, in the order in which they came."""
+        self._noting = threading.Lock()
+
+    @contextmanager
+    def noted(self, path: str, answer: Answer) -> Iterator[None]:
+        """Notes a request when it comes, and its status when it is answered, unless a test has cleared the list meanwhile.
+
+        An answer that stalls ends in a later test: it must not appear in that one's list.
+        """
+        asked = answer.handler.headers.get("Range", "")
+        entry = (path, asked, answer.status)
+        with self._noting:
+            place = len(self.requests)
+            self.requests.append(entry)
+        try:
+            yield
+        finally:
+            with self._noting:
+                if place < len(self.requests) and self.requests[place] is entry:
+                    self.requests[place] = (path, asked, answer.status)
 
     def url(self, path: str) -> str:
         return f"{self.address}/{path}"
@@ -157,7 +176,6 @@ def slowly(chunk: int, pause_s: float) -> Behaviour:
 @contextmanager
 def loopback() -> Iterator[Loopback]:
     """Runs the server in a thread; an unscripted request is answered correctly."""
-    noting = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -170,16 +188,11 @@ def loopback() -> Iterator[Loopback]:
                 behaviour = good
             else:
                 answer = self.right_answer(body)
-            asked = self.headers.get("Range", "")
-            with noting:
-                place = len(here.requests)
-                here.requests.append((self.path, asked, answer.status))
-            try:
-                behaviour(answer)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-            if place < len(here.requests):  # else a test has cleared them meanwhile
-                here.requests[place] = (self.path, asked, answer.status)
+            with here.noted(self.path, answer):
+                try:
+                    behaviour(answer)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
 
         def do_HEAD(self) -> None:  # as the Hub answers: the file's label and the commit it is of
             body = here.files.get(self.path.lstrip("/"))

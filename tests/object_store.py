@@ -69,11 +69,11 @@ def object_store() -> Iterator[ObjectStore]:
             reading = self.command in ("GET", "HEAD")
             behaviour: Behaviour = here.behaviour(self.path.partition("?")[0].lstrip("/")) if reading else good
             answer = Answer(self, body, 0, got.status, headers)
-            try:
-                behaviour(answer)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-            here.requests.append((f"{self.command} {self.path}", self.headers.get("Range", ""), answer.status))
+            with here.noted(f"{self.command} {self.path}", answer):
+                try:
+                    behaviour(answer)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
 
         do_GET = do_HEAD = do_PUT = do_POST = forward
 
